@@ -1,0 +1,1 @@
+"""What the plugin does inside QGIS, without widgets and without pip packages."""

@@ -1,0 +1,1 @@
+"""Views, presenters and map tools. The only folder that knows widgets."""
