@@ -1,0 +1,1088 @@
+"""The seven terrain covariates of a DEM, with the definitions, parameters and numbers of SAGA 8.5.
+
+Aspect, elevation, maximum curvature, slope, stream power index, SAGA wetness index, topographic position index.
+What SAGA does where cells are missing was found by running it, and differs by tool:
+
+===========================  ===========================================  ====================================
+covariate                    SAGA tool (options)                          a missing neighbour counts as
+===========================  ===========================================  ====================================
+slope, aspect, maximum       ``ta_morphometry 23 -SIZE=4``                the centre cell's own elevation
+curvature
+topographic position index   ``ta_morphometry 28 -SCALE_MIN=1             left out of the mean
+                             -SCALE_MAX=4 -SCALE_NUM=2``
+SAGA wetness index           ``ta_hydrology 15 -SUCTION=10 -AREA_TYPE=2   absent for flow; for the local slope,
+                             -SLOPE_TYPE=0 -SLOPE_OFF=0.01``              the opposite neighbour mirrored
+stream power index           ``ta_hydrology 21 -CONV=0`` on the           as for the wetness index
+                             catchment area and local slope of the above
+===========================  ===========================================  ====================================
+
+One departure: SAGA leaves slope, aspect and maximum curvature empty within four cells of the raster's *edge* (not of
+nodata). Here the edge follows the same rule as nodata, so that every cell with an elevation has all seven values.
+
+Pits are not filled: flow ends in them, as in SAGA. Catchment area and modified catchment area depend on cells at any
+distance. Blocks therefore hand each other what crosses their borders until nothing more does, so that the result does
+not depend on how the raster is cut and needs no upstream buffer; what lies outside the DEM is unknown, as in SAGA.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import heapq
+import math
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Protocol, Sequence, Tuple, TypeVar, cast
+
+import numba
+import numpy as np
+import rasterio
+from numpy.typing import NDArray
+from rasterio.windows import Window
+
+from .errors import InputError, MisoError, OutputError, Problem
+from .messages import RasterSource
+from .progress import Progress, Scaled, Silent
+
+RADIUS_PX = 4
+"""Radius of the quadric's window and of the larger TPI disc, in cells (the "4" of ``sl_4``, ``maxc_4``, ``tpi_4``)."""
+
+SUCTION = 10.0
+"""SAGA's ``t``: the lower, the further wetness reaches out of the valley floor."""
+
+SLOPE_OFFSET_DEG = 0.01
+"""Added to the slope in the wetness index, which would otherwise be infinite on flat ground."""
+
+FLOW_CONVERGENCE = 1.1
+"""Exponent of the multiple-flow-direction weights (Freeman 1991, with the angle in place of the gradient)."""
+
+NODATA = -9999.0
+BLOCK_PX = 1024
+SMALLEST_PX = 2 * RADIUS_PX + 1
+
+SEVEN: Tuple[str, ...] = (
+    "elevation",
+    "aspect",
+    "slope",
+    "maximum_curvature",
+    "topographic_position_index",
+    "stream_power_index",
+    "saga_wetness_index",
+)
+
+UNITS: Dict[str, str] = {
+    "elevation": "m",
+    "aspect": "degree",
+    "aspect_sin": "1",
+    "aspect_cos": "1",
+    "slope": "degree",
+    "maximum_curvature": "1/m",
+    "topographic_position_index": "standard deviation",
+    "stream_power_index": "m2",
+    "saga_wetness_index": "1",
+}
+
+DESCRIPTIONS: Dict[str, str] = {
+    "elevation": "Elevation",
+    "aspect": "Aspect (clockwise from north, downslope; flat cells 270 as in SAGA)",
+    "aspect_sin": "Sine of aspect",
+    "aspect_cos": "Cosine of aspect",
+    "slope": "Slope (quadric over 9 x 9 cells)",
+    "maximum_curvature": "Maximum curvature (quadric over 9 x 9 cells)",
+    "topographic_position_index": "Topographic position index (radii of 1 and 4 cells)",
+    "stream_power_index": "Stream power index",
+    "saga_wetness_index": "SAGA wetness index",
+}
+
+TpiStatistics = Tuple[float, float, float, float]
+"""Mean and standard deviation (m) of elevation minus its mean within 1 cell, then the same for 4 cells."""
+
+FloatArray = NDArray[Any]
+
+# Below this, in cells, water that crosses a block's border is not followed any further. Catchment areas are at least
+# one cell, so that what is lost is under the resolution of float32.
+_NEGLIGIBLE_INFLOW = 1e-8
+
+_Kernel = TypeVar("_Kernel", bound=Callable[..., Any])
+
+
+def _compiled(function: _Kernel) -> _Kernel:
+    """Compile with numba; keep the machine code between runs where some folder for it is writable."""
+    try:
+        kernel = numba.njit(cache=True, nogil=True)(function)
+    except RuntimeError:  # neither the package's nor the user's cache folder can be written
+        kernel = numba.njit(nogil=True)(function)
+    return cast(_Kernel, kernel)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Kernels. ``z`` is elevation (float64, NaN = missing), row 0 in the north, column 0 in the west, padded on each side.
+
+
+@_compiled
+def _quadric(z: FloatArray, cell_m: float, slope: FloatArray, aspect: FloatArray, curvature: FloatArray) -> None:
+    """Fit ``a x^2 + b y^2 + c x y + d x + e y + f`` to 9 x 9 cells by least squares (Wood 1996); ``z`` is padded by 4.
+
+    On a full square window the normal equations separate, so that a, b, ... are ratios of a few sums.
+    """
+    r = RADIUS_PX
+    n = float((2 * r + 1) ** 2)
+    k2 = 0.0
+    k4 = 0.0
+    for k in range(-r, r + 1):
+        k2 += float(k * k)
+        k4 += float(k * k) * float(k * k)
+    x2 = (2 * r + 1) * k2  # sum of x^2 over the window; x^4 and x^2 y^2 likewise
+    x4 = (2 * r + 1) * k4
+    x2y2 = k2 * k2
+    height, width = slope.shape
+    for i in range(height):
+        for j in range(width):
+            centre = z[i + r, j + r]
+            if math.isnan(centre):
+                slope[i, j] = aspect[i, j] = curvature[i, j] = np.nan
+                continue
+            s = sx = sy = sxx = syy = sxy = 0.0
+            for m in range(-r, r + 1):
+                row = row_x = row_xx = 0.0
+                for k in range(-r, r + 1):
+                    v = z[i + r + m, j + r + k] - centre
+                    if not math.isnan(v):
+                        row += v
+                        row_x += k * v
+                        row_xx += k * k * v
+                s += row
+                sx += row_x
+                sxx += row_xx
+                sy -= m * row  # rows count southwards, y northwards
+                syy += m * m * row
+                sxy -= m * row_x
+            d = sx / (x2 * cell_m)
+            e = sy / (x2 * cell_m)
+            c = sxy / (x2y2 * cell_m * cell_m)
+            a_plus_b = (sxx + syy - 2.0 * x2 / n * s) / ((x4 + x2y2 - 2.0 * x2 * x2 / n) * cell_m * cell_m)
+            a_minus_b = (sxx - syy) / ((x4 - x2y2) * cell_m * cell_m)
+            slope[i, j] = math.degrees(math.atan(math.sqrt(d * d + e * e)))
+            angle = 270.0 - math.degrees(math.atan2(e, d))
+            aspect[i, j] = angle - 360.0 if angle >= 360.0 else angle
+            curvature[i, j] = -a_plus_b + math.sqrt(a_minus_b * a_minus_b + c * c)
+
+
+@_compiled
+def _position(z: FloatArray, near: FloatArray, far: FloatArray) -> None:
+    """Elevation minus the mean of the disc of 1 cell (``near``) and of 4 cells (``far``), m; ``z`` is padded by 4."""
+    r = RADIUS_PX
+    height, width = near.shape
+    for i in range(height):
+        for j in range(width):
+            centre = z[i + r, j + r]
+            if math.isnan(centre):
+                near[i, j] = far[i, j] = np.nan
+                continue
+            near_sum = far_sum = 0.0
+            near_n = far_n = 0
+            for m in range(-r, r + 1):
+                for k in range(-r, r + 1):
+                    d2 = m * m + k * k
+                    if d2 > r * r:
+                        continue
+                    v = z[i + r + m, j + r + k] - centre
+                    if math.isnan(v):
+                        continue
+                    far_sum += v
+                    far_n += 1
+                    if d2 <= 1:
+                        near_sum += v
+                        near_n += 1
+            near[i, j] = -near_sum / near_n
+            far[i, j] = -far_sum / far_n
+
+
+@_compiled
+def _local_gradient(z: FloatArray, cell_m: float, gradient: FloatArray) -> None:
+    """Tangent of the slope from the four neighbours (Zevenbergen & Thorne 1987); ``z`` is padded by 1.
+
+    A missing neighbour is mirrored from the opposite one; with both missing that direction is level.
+    """
+    height, width = gradient.shape
+    for i in range(height):
+        for j in range(width):
+            centre = z[i + 1, j + 1]
+            if math.isnan(centre):
+                gradient[i, j] = np.nan
+                continue
+            square = 0.0
+            for axis in range(2):
+                if axis == 0:
+                    before = centre - z[i, j + 1]
+                    after = z[i + 2, j + 1] - centre
+                else:
+                    before = centre - z[i + 1, j]
+                    after = z[i + 1, j + 2] - centre
+                if math.isnan(before):
+                    before = after
+                if math.isnan(after):
+                    after = before
+                if not math.isnan(after):
+                    g = (before + after) / (2.0 * cell_m)
+                    square += g * g
+            gradient[i, j] = math.sqrt(square)
+
+
+@_compiled
+def _drain(z: FloatArray, order: NDArray[Any], cell_m: float, water: FloatArray) -> None:
+    """Move ``water`` (cells, padded by 1 like ``z``) downhill through the block, adding up what passes each cell.
+
+    ``order`` holds flat indices of the padded array, highest first. On return the inner cells hold what has passed
+    through them, the padding what has left the block.
+    """
+    width = z.shape[1]
+    weight = np.empty(8)
+    for n in range(order.size):
+        i = order[n] // width
+        j = order[n] - i * width
+        passing = water[i, j]
+        if passing <= 0.0:
+            continue
+        centre = z[i, j]
+        total = 0.0
+        t = 0
+        for m in range(-1, 2):
+            for k in range(-1, 2):
+                if m == 0 and k == 0:
+                    continue
+                drop = centre - z[i + m, j + k]
+                weight[t] = 0.0
+                if drop > 0.0:  # False for NaN
+                    run = cell_m if m == 0 or k == 0 else cell_m * math.sqrt(2.0)
+                    weight[t] = math.atan(drop / run) ** FLOW_CONVERGENCE
+                    total += weight[t]
+                t += 1
+        if total <= 0.0:
+            continue
+        t = 0
+        for m in range(-1, 2):
+            for k in range(-1, 2):
+                if m == 0 and k == 0:
+                    continue
+                if weight[t] > 0.0:
+                    water[i + m, j + k] += passing * (weight[t] / total)
+                t += 1
+
+
+@_compiled
+def _suck(area: FloatArray, factor: FloatArray) -> bool:
+    """Raise each cell of ``area`` to ``factor`` times its largest neighbour where that is more, until nothing changes.
+
+    Both are padded by 1; the padding of ``area`` is given and stays. Missing cells hold 0 in both. Returns whether
+    anything changed. The result is the largest product over all paths, so the order of visits does not matter.
+    """
+    height, width = area.shape
+    any_change = False
+    forward = True
+    changed = True
+    while changed:
+        changed = False
+        for p in range(1, height - 1):
+            i = p if forward else height - 1 - p
+            for q in range(1, width - 1):
+                j = q if forward else width - 1 - q
+                f = factor[i, j]
+                if f <= 0.0:
+                    continue
+                best = 0.0
+                for m in range(-1, 2):
+                    for k in range(-1, 2):
+                        v = area[i + m, j + k]
+                        if v > best:
+                            best = v
+                if f * best > area[i, j]:
+                    area[i, j] = f * best
+                    changed = True
+        any_change = any_change or changed
+        forward = not forward
+    return any_change
+
+
+@_compiled
+def _smooth(area: FloatArray, modified: FloatArray, smoothed: FloatArray) -> None:
+    """Average ``modified`` over 3 x 3 cells where suction has changed one; both are padded by 1, 0 = missing."""
+    height, width = smoothed.shape
+    for i in range(height):
+        for j in range(width):
+            if area[i + 1, j + 1] <= 0.0:
+                smoothed[i, j] = np.nan
+                continue
+            total = 0.0
+            n = 0
+            touched = False
+            for m in range(3):
+                for k in range(3):
+                    if area[i + m, j + k] > 0.0:
+                        total += modified[i + m, j + k]
+                        n += 1
+                        if modified[i + m, j + k] > area[i + m, j + k]:
+                            touched = True
+            smoothed[i, j] = total / n if touched else modified[i + 1, j + 1]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Where elevations come from and where intermediate planes stay.
+
+
+@dataclass(frozen=True)
+class _Block:
+    """A rectangle of cells, half-open: rows ``row`` to ``row + height``, columns likewise."""
+
+    row: int
+    column: int
+    height: int
+    width: int
+
+
+class _Elevation(Protocol):
+    """Elevations by rectangle, row 0 in the north and column 0 in the west."""
+
+    height: int
+    width: int
+
+    def read(self, block: _Block, margin: int) -> FloatArray:
+        """Return float64 elevations (m) of ``block`` grown by ``margin`` on each side; NaN where there are none."""
+
+
+class _ArrayElevation:
+    """Elevations in memory."""
+
+    def __init__(self, elevation: FloatArray) -> None:
+        self.height, self.width = elevation.shape
+        self._values = elevation
+
+    def read(self, block: _Block, margin: int) -> FloatArray:
+        return _cut(self._values, block, margin, np.nan)
+
+
+def _cut(values: FloatArray, block: _Block, margin: int, outside: float) -> FloatArray:
+    """Copy ``block`` grown by ``margin`` out of ``values``, with ``outside`` beyond the array."""
+    height, width = values.shape
+    result = np.full((block.height + 2 * margin, block.width + 2 * margin), outside, dtype=np.float64)
+    top, left = block.row - margin, block.column - margin
+    rows = slice(max(top, 0), min(top + result.shape[0], height))
+    columns = slice(max(left, 0), min(left + result.shape[1], width))
+    result[rows.start - top : rows.stop - top, columns.start - left : columns.stop - left] = values[rows, columns]
+    return result
+
+
+class _RasterElevation:
+    """Elevations of an open raster band, turned north-up whatever its transform, nodata and infinities as NaN."""
+
+    def __init__(self, dataset: Any, source: RasterSource) -> None:  # noqa: ANN401  # reason: rasterio has no stubs
+        self._dataset = dataset
+        self._source = source
+        self.height, self.width = dataset.height, dataset.width
+        self.south_up = dataset.transform.e > 0
+        self.east_left = dataset.transform.a < 0
+        self._scale = dataset.scales[source.band - 1]
+        self._offset = dataset.offsets[source.band - 1]
+
+    def window(self, block: _Block) -> Window:
+        """Return where ``block`` lies in the file."""
+        row = self.height - block.row - block.height if self.south_up else block.row
+        column = self.width - block.column - block.width if self.east_left else block.column
+        return Window(column, row, block.width, block.height)
+
+    def turned(self, values: FloatArray) -> FloatArray:
+        """Turn an array from the file's order to north-up, or back."""
+        return values[:: -1 if self.south_up else 1, :: -1 if self.east_left else 1]
+
+    def create(self, path: Path, name: str) -> Any:  # noqa: ANN401  # reason: rasterio has no stubs
+        """Open a new GeoTIFF for the covariate ``name`` on the grid of the DEM."""
+        result = rasterio.open(
+            path,
+            "w",
+            driver="GTiff",
+            height=self.height,
+            width=self.width,
+            count=1,
+            dtype="float32",
+            crs=self._dataset.crs,
+            transform=self._dataset.transform,
+            nodata=NODATA,
+            tiled=True,
+            blockxsize=256,
+            blockysize=256,
+            compress="deflate",
+            predictor=3,
+            zlevel=1,  # level 6 takes three times as long for 4 % less
+            bigtiff="if_safer",
+        )
+        result.set_band_description(1, DESCRIPTIONS[name])
+        result.set_band_unit(1, UNITS[name])
+        return result
+
+    def read(self, block: _Block, margin: int) -> FloatArray:
+        top, left = max(block.row - margin, 0), max(block.column - margin, 0)
+        bottom = min(block.row + block.height + margin, self.height)
+        right = min(block.column + block.width + margin, self.width)
+        inside = _Block(top, left, bottom - top, right - left)
+        try:
+            raw = self._dataset.read(self._source.band, window=self.window(inside), masked=True)
+        except rasterio.errors.RasterioError as error:
+            raise InputError(
+                _name(self._source),
+                f"rows {top} to {bottom} cannot be read ({error}).",
+                "The whole file must be readable.",
+                "Copy or download it again.",
+            ) from error
+        values = np.asarray(raw.data, dtype=np.float64) * self._scale + self._offset
+        values[np.ma.getmaskarray(raw) | ~np.isfinite(values)] = np.nan
+        grown = _Block(block.row - top, block.column - left, block.height, block.width)
+        return _cut(self.turned(values), grown, margin, np.nan)
+
+
+class _Plane(Protocol):
+    """A raster of float64 that blocks write once and read with a margin; 0 where nothing is."""
+
+    def read(self, block: _Block, margin: int) -> FloatArray: ...
+
+    def write(self, block: _Block, values: FloatArray) -> None: ...
+
+
+class _ArrayPlane:
+    """A plane in memory."""
+
+    def __init__(self, height: int, width: int) -> None:
+        self._values = np.zeros((height, width))
+
+    def read(self, block: _Block, margin: int) -> FloatArray:
+        return _cut(self._values, block, margin, 0.0)
+
+    def write(self, block: _Block, values: FloatArray) -> None:
+        self._values[block.row : block.row + block.height, block.column : block.column + block.width] = values
+
+
+class _FilePlane:
+    """A plane in a scratch file, row by row.
+
+    Not a memory map: its pages count as the process's memory, and a full disk would end the process with a signal.
+    """
+
+    def __init__(self, path: Path, height: int, width: int) -> None:
+        self._height, self._width = height, width
+        self._file = path.open("w+b", buffering=0)
+        self._file.truncate(8 * height * width)
+
+    def close(self) -> None:
+        self._file.close()
+
+    def read(self, block: _Block, margin: int) -> FloatArray:
+        result = np.zeros((block.height + 2 * margin, block.width + 2 * margin))
+        top, left = block.row - margin, block.column - margin
+        first, last = max(left, 0), min(left + result.shape[1], self._width)
+        for row in range(max(top, 0), min(top + result.shape[0], self._height)):
+            self._file.seek(8 * (row * self._width + first))
+            part = result[row - top, first - left : last - left]
+            part[:] = np.frombuffer(self._file.read(part.nbytes))
+        return result
+
+    def write(self, block: _Block, values: FloatArray) -> None:
+        values = np.ascontiguousarray(values, dtype=np.float64)
+        for offset in range(block.height):
+            self._file.seek(8 * ((block.row + offset) * self._width + block.column))
+            data = values[offset].tobytes()
+            if self._file.write(data) != len(data):
+                raise OSError("the disk is full")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The stages, block by block.
+
+
+def _blocks(height: int, width: int, size: int) -> List[_Block]:
+    return [
+        _Block(row, column, min(size, height - row), min(size, width - column))
+        for row in range(0, height, size)
+        for column in range(0, width, size)
+    ]
+
+
+def _neighbours(blocks: Sequence[_Block]) -> List[List[int]]:
+    """List for each block the indices of those that touch it, corners included."""
+    rows = sorted({block.row for block in blocks})
+    columns = sorted({block.column for block in blocks})
+    place = {(rows.index(b.row), columns.index(b.column)): n for n, b in enumerate(blocks)}
+    return [
+        [place[i + m, j + k] for m in (-1, 0, 1) for k in (-1, 0, 1) if (m, k) != (0, 0) and (i + m, j + k) in place]
+        for (i, j) in sorted(place, key=place.__getitem__)
+    ]
+
+
+class _Moments:
+    """Count, mean and squared deviations of a stream of arrays (Chan et al. 1983); NaN is left out."""
+
+    def __init__(self) -> None:
+        self.n, self.mean, self._squares = 0, 0.0, 0.0
+
+    def add(self, values: FloatArray) -> None:
+        values = values[~np.isnan(values)]
+        if values.size == 0:
+            return
+        mean = float(values.mean())
+        squares = float(np.square(values - mean).sum())
+        n = self.n + values.size
+        shift = mean - self.mean
+        self._squares += squares + shift * shift * self.n * values.size / n
+        self.mean += shift * values.size / n
+        self.n = n
+
+    def deviation(self) -> float:
+        """Return the standard deviation of the population, as SAGA standardises."""
+        return math.sqrt(self._squares / self.n) if self.n else 0.0
+
+
+@dataclass
+class _Survey:
+    """What one look at the whole DEM tells.
+
+    Attributes:
+        statistics: For the topographic position index.
+        highest: Highest elevation of each block, m; NaN for a block without any.
+    """
+
+    statistics: TpiStatistics
+    highest: List[float]
+
+
+def _survey(
+    elevation: _Elevation, blocks: Sequence[_Block], progress: Progress, check: Optional[_PlausibilityCheck] = None
+) -> _Survey:
+    near_moments, far_moments = _Moments(), _Moments()
+    highest: List[float] = []
+    for n, block in enumerate(blocks):
+        progress.raise_if_cancelled()
+        z = elevation.read(block, RADIUS_PX)
+        inner = z[RADIUS_PX:-RADIUS_PX, RADIUS_PX:-RADIUS_PX]
+        valid = ~np.isnan(inner)
+        highest.append(float(inner[valid].max()) if valid.any() else math.nan)
+        if check is not None:
+            check.look(inner[valid])
+        near, far = np.empty(inner.shape), np.empty(inner.shape)
+        _position(z, near, far)
+        near_moments.add(near)
+        far_moments.add(far)
+        progress.report(n + 1, len(blocks), "Reading the DEM")
+    if check is not None:
+        check.finish()
+    statistics = (near_moments.mean, near_moments.deviation(), far_moments.mean, far_moments.deviation())
+    return _Survey(statistics, highest)
+
+
+class _Inflow:
+    """Water (cells) that has reached blocks from their neighbours and waits to be drained there."""
+
+    def __init__(self, blocks: Sequence[_Block], neighbours: Sequence[Sequence[int]]) -> None:
+        self._blocks = blocks
+        self._neighbours = neighbours
+        self._waiting: Dict[int, List[Tuple[NDArray[Any], NDArray[Any], FloatArray]]] = {}
+
+    def take(self, n: int, water: FloatArray) -> None:
+        """Add what waits for block ``n`` to ``water`` (padded by 1)."""
+        for rows, columns, amounts in self._waiting.pop(n, []):
+            np.add.at(water, (rows, columns), amounts)
+
+    def put(self, n: int, water: FloatArray, z: FloatArray) -> Iterator[Tuple[int, float]]:
+        """Pass the padding of block ``n`` on; yield each neighbour that must act, with the elevation of its inflow."""
+        own = self._blocks[n]
+        for other in self._neighbours[n]:
+            block = self._blocks[other]
+            top, bottom = max(own.row - 1, block.row), min(own.row + own.height + 1, block.row + block.height)
+            left, right = max(own.column - 1, block.column), min(own.column + own.width + 1, block.column + block.width)
+            shared = (
+                slice(top - own.row + 1, bottom - own.row + 1),
+                slice(left - own.column + 1, right - own.column + 1),
+            )
+            rows, columns = np.nonzero(water[shared])
+            if rows.size == 0:
+                continue
+            amounts = water[shared][rows, columns]
+            self._waiting.setdefault(other, []).append(
+                (rows + (top - block.row + 1), columns + (left - block.column + 1), amounts)
+            )
+            if amounts.max() > _NEGLIGIBLE_INFLOW:
+                yield other, float(z[shared][rows, columns].max())
+
+
+def _catchment(
+    elevation: _Elevation,
+    blocks: Sequence[_Block],
+    highest: Sequence[float],
+    cell_m: float,
+    area: _Plane,
+    progress: Progress,
+) -> int:
+    """Write the catchment area (cells; 0 = missing) of each cell into ``area``; return the number of block visits.
+
+    Water enters where blocks touch; a block is visited again, with the new water only, until none arrives. Flow has no
+    cycles, so this ends. The block with the highest waiting water goes first, which keeps the visits few.
+    """
+    inflow = _Inflow(blocks, _neighbours(blocks))
+    queue = [(-top, n) for n, top in enumerate(highest) if not math.isnan(top)]
+    heapq.heapify(queue)
+    waiting = {n for _, n in queue}
+    visited = np.zeros(len(blocks), dtype=bool)
+    visits = 0
+    while queue:
+        _, n = heapq.heappop(queue)
+        if n not in waiting:
+            continue
+        waiting.discard(n)
+        progress.raise_if_cancelled()
+        block = blocks[n]
+        z = elevation.read(block, 1)
+        water = np.zeros(z.shape)
+        inner = (slice(1, -1), slice(1, -1))
+        if not visited[n]:
+            water[inner][~np.isnan(z[inner])] = 1.0
+        inflow.take(n, water)
+        _drain(z, _downhill(z), cell_m, water)
+        area.write(block, water[inner] + area.read(block, 0) if visited[n] else water[inner])
+        visited[n] = True
+        visits += 1
+        for other, top in inflow.put(n, water, z):
+            waiting.add(other)
+            heapq.heappush(queue, (-top, other))
+        progress.report(int(visited.sum()), len(blocks), "Catchment area")
+    return visits
+
+
+def _downhill(z: FloatArray) -> NDArray[Any]:
+    """Return the flat indices of the valid inner cells of ``z`` (padded by 1), highest first."""
+    rows, columns = np.nonzero(~np.isnan(z[1:-1, 1:-1]))
+    flat = (rows + 1) * z.shape[1] + columns + 1
+    order: NDArray[Any] = flat[np.argsort(-z.ravel()[flat])]
+    return order
+
+
+def _suction_factor(gradient: FloatArray) -> FloatArray:
+    """Return the share of a neighbour's area that a cell of this local gradient takes over, 0 where it is missing."""
+    slope_rad = np.arctan(np.nan_to_num(gradient))
+    factor = (1.0 / SUCTION) ** (slope_rad * np.exp(SUCTION**slope_rad))
+    return np.where(np.isnan(gradient), 0.0, factor)
+
+
+def _gradient(z: FloatArray, cell_m: float) -> FloatArray:
+    gradient = np.empty((z.shape[0] - 2, z.shape[1] - 2))
+    _local_gradient(z, cell_m, gradient)
+    return gradient
+
+
+def _modified_catchment(
+    elevation: _Elevation,
+    blocks: Sequence[_Block],
+    cell_m: float,
+    area: _Plane,
+    modified: _Plane,
+    progress: Progress,
+) -> int:
+    """Write the modified catchment area (cells, before the 3 x 3 mean) into ``modified``; return the block visits."""
+    neighbours = _neighbours(blocks)
+    for block in blocks:
+        progress.raise_if_cancelled()
+        modified.write(block, area.read(block, 0))
+    queue = list(range(len(blocks)))
+    waiting = set(queue)
+    visits = 0
+    finished = set()
+    while queue:
+        n = queue.pop(0)
+        waiting.discard(n)
+        progress.raise_if_cancelled()
+        block = blocks[n]
+        raised = modified.read(block, 1)
+        factor = np.pad(_suction_factor(_gradient(elevation.read(block, 1), cell_m)), 1)
+        before = _rim(raised)
+        visits += 1
+        if _suck(raised, factor):
+            modified.write(block, raised[1:-1, 1:-1])
+            if np.any(_rim(raised) != before):
+                fresh = [other for other in neighbours[n] if other not in waiting]
+                queue.extend(fresh)
+                waiting.update(fresh)
+        finished.add(n)
+        progress.report(len(finished), len(blocks), "Modified catchment area")
+    return visits
+
+
+def _rim(padded: FloatArray) -> FloatArray:
+    """Copy the outermost cells of the block inside ``padded``."""
+    inner = padded[1:-1, 1:-1]
+    return np.concatenate([inner[0], inner[-1], inner[:, 0], inner[:, -1]])
+
+
+def _covariates(
+    z: FloatArray,
+    cell_m: float,
+    statistics: TpiStatistics,
+    area: Optional[FloatArray],
+    modified: Optional[FloatArray],
+    names: Sequence[str],
+) -> Dict[str, FloatArray]:
+    """Compute the named covariates of one block; ``z`` is padded by 4, ``area`` and ``modified`` by 1 (cells)."""
+    r = RADIUS_PX
+    inner = z[r:-r, r:-r]
+    results: Dict[str, FloatArray] = {"elevation": inner}
+    wanted = set(names)
+    if wanted & {"slope", "aspect", "aspect_sin", "aspect_cos", "maximum_curvature"}:
+        slope, aspect, curvature = np.empty(inner.shape), np.empty(inner.shape), np.empty(inner.shape)
+        _quadric(z, cell_m, slope, aspect, curvature)
+        results.update(slope=slope, aspect=aspect, maximum_curvature=curvature)
+        results.update(aspect_sin=np.sin(np.radians(aspect)), aspect_cos=np.cos(np.radians(aspect)))
+    if "topographic_position_index" in wanted:
+        near, far = np.empty(inner.shape), np.empty(inner.shape)
+        _position(z, near, far)
+        results["topographic_position_index"] = _standardised(near, far, statistics)
+    if area is not None and modified is not None:
+        gradient = _gradient(z[r - 1 : 1 - r, r - 1 : 1 - r], cell_m)
+        results["stream_power_index"] = area[1:-1, 1:-1] * (cell_m * cell_m) * gradient
+        smoothed = np.empty(inner.shape)
+        _smooth(area, modified, smoothed)
+        slope_rad = np.arctan(gradient) + math.radians(SLOPE_OFFSET_DEG)
+        results["saga_wetness_index"] = np.log(smoothed * cell_m / np.tan(slope_rad))
+    return {name: results[name].astype(np.float32) for name in names}
+
+
+def _standardised(near: FloatArray, far: FloatArray, statistics: TpiStatistics) -> FloatArray:
+    """Standardise both scales and keep the one that is further from 0; the larger scale wins ties."""
+    near_mean, near_sd, far_mean, far_sd = statistics
+    # A level DEM has no spread: SAGA then leaves its zeros alone.
+    small = (near - near_mean) / (near_sd if near_sd > 0 else 1.0)
+    large = (far - far_mean) / (far_sd if far_sd > 0 else 1.0)
+    return np.where(np.abs(small) > np.abs(large), small, large)
+
+
+def derive_terrain(
+    elevation: FloatArray, cell_size_m: float, *, tpi_statistics: Optional[TpiStatistics] = None
+) -> Dict[str, FloatArray]:
+    """Compute the seven covariates of an array in memory.
+
+    Args:
+        elevation: Elevation in m, shape (H, W), any real dtype, row 0 in the north; NaN and infinities are missing.
+        cell_size_m: Side of a (square) cell in m.
+        tpi_statistics: Mean and standard deviation (m) for the topographic position index, see
+            :func:`tpi_statistics`; None takes those of ``elevation``, as SAGA does.
+
+    Returns:
+        By name (:data:`SEVEN`): float32, shape (H, W), NaN exactly where ``elevation`` is missing. Elevation in m;
+        aspect in degrees [0, 360), clockwise from north, downslope, 270 on flat ground; slope in degrees [0, 90);
+        maximum curvature in 1/m; topographic position index in standard deviations; stream power index in m2;
+        SAGA wetness index as the logarithm of a length in m.
+
+    Raises:
+        InputError: If the array is not two-dimensional or smaller than 9 x 9, or the cell size is not positive.
+
+    Source: see the module's text; Wood 1996 (quadric), Freeman 1991 (flow), Böhner et al. 2002 (wetness).
+    """
+    if elevation.ndim != 2 or min(elevation.shape) < SMALLEST_PX:
+        raise _too_small("The elevation array", elevation.shape)
+    if not (math.isfinite(cell_size_m) and cell_size_m > 0):
+        raise InputError("The cell size", f"is {cell_size_m} m.", "A positive number of metres is needed.")
+    z = np.array(elevation, dtype=np.float64)
+    z[~np.isfinite(z)] = np.nan
+    source = _ArrayElevation(z)
+    height, width = z.shape
+    blocks = _blocks(height, width, max(height, width))
+    survey = _survey(source, blocks, Silent())
+    area, modified = _ArrayPlane(height, width), _ArrayPlane(height, width)
+    _catchment(source, blocks, survey.highest, cell_size_m, area, Silent())
+    _modified_catchment(source, blocks, cell_size_m, area, modified, Silent())
+    (block,) = blocks
+    return _covariates(
+        source.read(block, RADIUS_PX),
+        cell_size_m,
+        tpi_statistics or survey.statistics,
+        area.read(block, 1),
+        modified.read(block, 1),
+        SEVEN,
+    )
+
+
+def tpi_statistics(dem: RasterSource, progress: Optional[Progress] = None) -> TpiStatistics:
+    """Return the statistics that standardise the topographic position index over the whole of ``dem``.
+
+    Raises:
+        InputError: As in :func:`write_terrain`.
+    """
+    with _opened(dem) as (elevation, _):
+        blocks = _blocks(elevation.height, elevation.width, BLOCK_PX)
+        return _survey(elevation, blocks, progress or Silent(), _PlausibilityCheck(dem)).statistics
+
+
+def write_terrain(
+    dem: RasterSource,
+    output_dir: Path,
+    progress: Progress,
+    *,
+    tpi_statistics: Optional[TpiStatistics] = None,
+    covariates: Sequence[str] = SEVEN,
+    block_px: int = BLOCK_PX,
+) -> Dict[str, Path]:
+    """Write the covariates of a DEM as GeoTIFFs ``<covariate>.tif`` on the DEM's own grid.
+
+    Memory does not grow with the area; two scratch files of 8 bytes per cell lie in ``output_dir`` meanwhile. Results
+    appear under their names only when all of them are complete; after an error or a cancellation nothing is left.
+
+    Args:
+        dem: Elevation in m in a projected CRS with square cells; scale and offset are applied; masks, nodata, NaN and
+            infinities are missing.
+        output_dir: Folder of the results, made if it is not there.
+        progress: Told after each block, asked before each block whether to stop.
+        tpi_statistics: See :func:`derive_terrain`; None takes one more look at the whole raster.
+        covariates: Names of :data:`SEVEN`, and ``aspect_sin`` and ``aspect_cos``, which can be resampled where aspect
+            itself cannot.
+        block_px: Side of a block in cells; a multiple of 256 writes each tile once.
+
+    Returns:
+        Path by covariate. Files are float32 with nodata -9999, tiled, deflated, with description and unit; units and
+        ranges as in :func:`derive_terrain`.
+
+    Raises:
+        InputError: If the DEM cannot be read, has no or a geographic CRS, rotated or non-square cells (more than 1 %
+            apart), fewer than 9 x 9 cells, no valid cell, or values that no elevation can take.
+        OutputError: If the folder cannot be written or the disk is full.
+        Cancelled: If the user asked to stop.
+    """
+    unknown = [name for name in covariates if name not in UNITS]
+    if unknown:
+        raise InputError(
+            f"Covariate {unknown[0]!r}",
+            "is not known.",
+            f"Known covariates are {', '.join(UNITS)}.",
+            "Choose among these.",
+        )
+    with _opened(dem) as (elevation, cell_m):
+        paths = {name: output_dir / f"{name}.tif" for name in covariates}
+        _refuse_overwriting(dem, paths)
+        # Two planes of float64 at first, then the results, which deflate makes smaller but not reliably so.
+        needed = elevation.height * elevation.width * (16 + 4 * len(covariates))
+        with _scratch_folder(output_dir, needed) as scratch:
+            finished = _write_all(elevation, cell_m, dem, scratch, progress, tpi_statistics, covariates, block_px)
+            progress.raise_if_cancelled()
+            for name, path in paths.items():
+                os.replace(finished[name], path)
+    return paths
+
+
+def _write_all(
+    elevation: _RasterElevation,
+    cell_m: float,
+    dem: RasterSource,
+    scratch: Path,
+    progress: Progress,
+    given: Optional[TpiStatistics],
+    covariates: Sequence[str],
+    block_px: int,
+) -> Dict[str, Path]:
+    """Compute all stages and write complete files into ``scratch``."""
+    height, width = elevation.height, elevation.width
+    blocks = _blocks(height, width, block_px)
+    survey = _survey(elevation, blocks, _stage(progress, 0), _PlausibilityCheck(dem))
+    statistics = given or survey.statistics
+    with contextlib.ExitStack() as stack:
+        area: Optional[_FilePlane] = None
+        modified: Optional[_FilePlane] = None
+        if {"stream_power_index", "saga_wetness_index"} & set(covariates):
+            area = stack.enter_context(contextlib.closing(_FilePlane(scratch / "area", height, width)))
+            modified = stack.enter_context(contextlib.closing(_FilePlane(scratch / "modified", height, width)))
+            _catchment(elevation, blocks, survey.highest, cell_m, area, _stage(progress, 1))
+            _modified_catchment(elevation, blocks, cell_m, area, modified, _stage(progress, 2))
+        finished = {name: scratch / f"{name}.tif" for name in covariates}
+        files = {name: stack.enter_context(elevation.create(path, name)) for name, path in finished.items()}
+        last = _stage(progress, 3)
+        for n, block in enumerate(blocks):
+            progress.raise_if_cancelled()
+            results = _covariates(
+                elevation.read(block, RADIUS_PX),
+                cell_m,
+                statistics,
+                area.read(block, 1) if area else None,
+                modified.read(block, 1) if modified else None,
+                covariates,
+            )
+            for name, values in results.items():
+                values[np.isnan(values)] = NODATA
+                files[name].write(elevation.turned(values), 1, window=elevation.window(block))
+            last.report(n + 1, len(blocks), "Writing covariates")
+    return finished
+
+
+def _stage(progress: Progress, n: int) -> Progress:
+    """Return the progress of stage ``n`` of the four: survey, catchment area, modified catchment area, writing."""
+    return Scaled(progress, n / 4, (n + 1) / 4)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Files: what is refused, where results grow.
+
+
+def _name(source: RasterSource) -> str:
+    band = "" if source.band == 1 else f" band {source.band}"
+    return f'DEM "{source.path}"{band}'
+
+
+def _too_small(what: str, shape: Sequence[int]) -> InputError:
+    return InputError(
+        what,
+        f"has {' x '.join(str(n) for n in shape)} cells.",
+        f"At least {SMALLEST_PX} x {SMALLEST_PX} are needed: slope and curvature are fitted to windows of that size.",
+        "Choose a DEM that covers a larger area.",
+    )
+
+
+@contextlib.contextmanager
+def _opened(source: RasterSource) -> Iterator[Tuple[_RasterElevation, float]]:
+    """Open a DEM, refuse what cannot give right results, and yield it with its cell size in metres."""
+    # GDAL's cache is a share of the machine's memory by default, so that memory would grow with the raster.
+    with rasterio.Env(GDAL_CACHEMAX=64):
+        try:
+            dataset = rasterio.open(source.path)
+        except rasterio.errors.RasterioError as error:
+            raise InputError(
+                _name(source),
+                f"cannot be opened ({error}).",
+                "A raster file that GDAL reads is needed.",
+                "Check the path.",
+            ) from error
+        with dataset:
+            if not 1 <= source.band <= dataset.count:
+                raise InputError(
+                    f'DEM "{source.path}"',
+                    f"has no band {source.band}, only {dataset.count}.",
+                    "",
+                    "Choose one of its bands.",
+                )
+            problems = _problems(dataset, source)
+            if problems:
+                raise InputError.of(problems)
+            transform = dataset.transform
+            metres = dataset.crs.linear_units_factor[1]
+            yield _RasterElevation(dataset, source), math.sqrt(abs(transform.a * transform.e)) * metres
+
+
+def _problems(dataset: Any, source: RasterSource) -> List[Problem]:  # noqa: ANN401  # reason: rasterio has no stubs
+    """Return everything that the header tells against a DEM."""
+    what = _name(source)
+    problems: List[Problem] = []
+    reproject = "Reproject it to a projected CRS such as EPSG:3338 (QGIS: Raster > Projections > Warp)."
+    if dataset.crs is None:
+        needed = "Without one, the size of its cells is unknown."
+        problems.append(Problem(what, "has no CRS.", needed, "Assign the CRS in which it was made."))
+    elif dataset.crs.is_geographic:
+        found = f"is in {dataset.crs.to_string()}, whose unit is the degree."
+        problems.append(Problem(what, found, "Slopes need cells measured in metres.", reproject))
+    elif not dataset.crs.is_projected:
+        problems.append(
+            Problem(what, "has a CRS that is not a map projection.", "A projected CRS is needed.", reproject)
+        )
+    if min(dataset.height, dataset.width) < SMALLEST_PX:
+        problems += _too_small(what, (dataset.width, dataset.height)).problems
+    t = dataset.transform
+    if t.b != 0 or t.d != 0:
+        problems.append(Problem(what, "is rotated or sheared.", "Rows must run from west to east.", reproject))
+    elif abs(abs(t.a) - abs(t.e)) > 0.01 * min(abs(t.a), abs(t.e)):
+        found = f"has cells of {abs(t.a):g} x {abs(t.e):g}."
+        problems.append(Problem(what, found, "Square cells are needed (to 1 %).", "Resample it to square cells."))
+    dtype = str(dataset.dtypes[source.band - 1])
+    if dtype.startswith("complex"):
+        problems.append(Problem(what, f"holds {dtype} numbers.", "Real elevations are needed.", "Choose another band."))
+    unit = (dataset.units[source.band - 1] or "").strip().lower()
+    if unit in ("ft", "foot", "feet", "us-ft", "us survey foot", "ftus", "us_ft"):
+        remedy = "Multiply it by 0.3048 with the Raster Calculator."
+        problems.append(Problem(what, f'states its unit as "{unit}".', "Elevations in metres are needed.", remedy))
+    return problems
+
+
+class _PlausibilityCheck:
+    """Looks at every block of a DEM for values that are no elevations; after the last one, for any value at all."""
+
+    lowest_m, highest_m = -12000.0, 9000.0
+    # What software writes for "missing" and may have forgotten to declare, but is a possible number of metres.
+    markers = (-9999.0,)
+
+    def __init__(self, source: RasterSource) -> None:
+        self._source = source
+        self._any_valid = False
+
+    def look(self, values: FloatArray) -> None:
+        """Refuse a DEM for one of these valid values of a block."""
+        if values.size == 0:
+            return
+        self._any_valid = True
+        strange = [v for v in (float(values.min()), float(values.max())) if not self.lowest_m <= v <= self.highest_m]
+        strange += [v for v in self.markers if bool((values == v).any())]
+        if strange:
+            raise InputError(
+                _name(self._source),
+                f"holds the value {strange[0]:g}, which is no elevation in metres.",
+                "Missing cells must be declared as nodata, and elevations be in metres.",
+                "Set this value as the layer's nodata value (gdal_translate -a_nodata), or convert the unit.",
+            )
+
+    def finish(self) -> None:
+        """Refuse a DEM without any valid cell."""
+        if not self._any_valid:
+            raise InputError(
+                _name(self._source),
+                "holds no valid cell; all are nodata.",
+                "At least one elevation is needed.",
+                "Check its nodata value, or choose a DEM that covers the area.",
+            )
+
+
+def _refuse_overwriting(dem: RasterSource, paths: Mapping[str, Path]) -> None:
+    for name, path in paths.items():
+        if path.exists() and os.path.exists(dem.path) and os.path.samefile(path, dem.path):
+            raise OutputError(
+                f'Result "{path}" ({name})',
+                "is the DEM itself.",
+                "Results are written beside inputs, never over them.",
+                "Choose another folder, or rename the DEM.",
+            )
+
+
+@contextlib.contextmanager
+def _scratch_folder(output_dir: Path, needed_bytes: int) -> Iterator[Path]:
+    """Make a folder for unfinished files inside ``output_dir`` and remove it whatever happens.
+
+    Raises:
+        OutputError: In place of any operating system error inside, naming the folder and what is needed.
+    """
+    made: Optional[Path] = None
+    existed = output_dir.is_dir()
+    try:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        made = Path(tempfile.mkdtemp(prefix=".terrain-", dir=output_dir))
+        free = shutil.disk_usage(output_dir).free
+        if free < needed_bytes:
+            raise OutputError(
+                f'Folder "{output_dir}"',
+                f"has {free / 1e6:.0f} MB free.",
+                f"Up to {needed_bytes / 1e6:.0f} MB are needed while it runs.",
+                "Free some space or choose another folder.",
+            )
+        yield made
+    except MisoError:
+        raise
+    except (OSError, rasterio.errors.RasterioError) as error:
+        raise OutputError(
+            f'Folder "{output_dir}"',
+            f"cannot be written ({error}).",
+            f"It must be writable and have up to {needed_bytes / 1e6:.0f} MB free.",
+            "Check its permissions and the free space, or choose another folder.",
+        ) from error
+    finally:
+        if made is not None:
+            shutil.rmtree(made, ignore_errors=True)
+        # A folder that this run made and that holds no result is left-over too.
+        if not existed and output_dir.is_dir() and not any(output_dir.iterdir()):
+            output_dir.rmdir()
