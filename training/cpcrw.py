@@ -12,22 +12,23 @@ from pathlib import Path
 from typing import Dict, Mapping, Optional, Tuple
 
 import numpy as np
-import rasterio
-from miso_qgis.engine.covariates import ChannelStack
-from miso_qgis.engine.grid import Grid
-from miso_qgis.engine.rasters import RasterSource
-from miso_qgis.engine.terrain import tpi_statistics
+import rasterio.transform
 from numpy.typing import NDArray
+from rasterio.crs import CRS
 from rasterio.warp import transform_bounds
 
+from miso_qgis.engine.covariates import ChannelStack
 from miso_qgis.engine.errors import InputError
+from miso_qgis.engine.grid import ALASKA_ALBERS, Grid
 from miso_qgis.engine.manifest import ChannelSpec, ForestFeature, GroupSpec, InputSpec, TerrainSpec
+from miso_qgis.engine.messages import RasterSource
 from miso_qgis.engine.progress import Progress, Silent
+from miso_qgis.engine.terrain import tpi_statistics
 
 from . import splits, watershed
 from .observations import Observations, open_cells, read_open_labels, sample_transects
 
-TARGET_CRS = "EPSG:3338"
+TARGET_CRS = CRS.from_user_input(ALASKA_ALBERS)
 RESOLUTION_M = 10.0
 DEM_RESOLUTION_M = 50.0
 BUFFER_M = 50.0
@@ -149,10 +150,7 @@ def watershed_grid() -> Grid:
 def terrain_spec(sources: Optional[watershed.Watershed] = None) -> TerrainSpec:
     """Return the terrain entry: statistics of the position index over the whole watershed (covariates only)."""
     files = sources or find()
-    with rasterio.open(files.dem) as source:
-        elevation = source.read(1).astype(np.float64)
-        elevation[elevation == source.nodata] = np.nan
-    return TerrainSpec(DEM_RESOLUTION_M, tpi_statistics(elevation))
+    return TerrainSpec(DEM_RESOLUTION_M, tpi_statistics(RasterSource(str(files.dem))))
 
 
 def load_stack(progress: Optional[Progress] = None) -> WatershedStack:

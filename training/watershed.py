@@ -13,6 +13,7 @@ import hashlib
 import http.client
 import os
 import tempfile
+import time
 import urllib.error
 import urllib.request
 from dataclasses import dataclass
@@ -52,7 +53,8 @@ CSV_SHA256 = {
 OPEN_LABELS_SHA256 = "99113a42db0cf466034489c11ced9d7906315c0fd8fac82d6142961bc7070664"
 
 # A blocked or slow network must not hold up a demo that can fall back to the simulated valley.
-TIMEOUT_S = 15.0
+TIMEOUT_S = 10.0
+DEADLINE_S = 60.0
 MAX_DOWNLOAD_BYTES = 4_000_000  # the files are 1.16 MB; anything far larger is not what was asked for
 
 
@@ -208,7 +210,7 @@ def _download(base_url: str, name: str) -> bytes:
         raise InputError(f'Download "{url}"', "is neither HTTPS nor this machine.", needed, remedy)
     try:
         with urllib.request.urlopen(url, timeout=TIMEOUT_S) as response:
-            content: bytes = response.read(MAX_DOWNLOAD_BYTES + 1)
+            content = _read_in_time(response)
             announced = response.headers.get("Content-Length")
     # HTTPException: the server closed the line in the middle of the file or did not speak HTTP.
     except (OSError, urllib.error.URLError, http.client.HTTPException) as error:
@@ -219,6 +221,20 @@ def _download(base_url: str, name: str) -> bytes:
     if name in CSV_SHA256:
         _check_digest(content, CSV_SHA256[name], f'Download "{url}"')
     return content
+
+
+def _read_in_time(response: http.client.HTTPResponse) -> bytes:
+    # The socket's timeout starts anew with every byte; a trickle would hold the caller for hours.
+    deadline = time.monotonic() + DEADLINE_S
+    content = bytearray()
+    while len(content) <= MAX_DOWNLOAD_BYTES:
+        piece = response.read1(65536)
+        if not piece:
+            break
+        content += piece
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{len(content)} bytes in {DEADLINE_S:.0f} s")
+    return bytes(content)
 
 
 def _check_digest(content: bytes, expected: str, what: str) -> None:

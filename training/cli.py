@@ -1,0 +1,72 @@
+"""The command line of training: one subcommand per step, each importing only what it needs.
+
+``sample`` and ``simulate`` run in the engine's environment, so nothing heavy may be imported at the top of this file.
+A step is a function of the parsed arguments that returns an exit status; :data:`STEPS` lists them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Callable, List, Optional, Tuple
+
+from miso_qgis.engine.errors import MisoError
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+PREDICTIONS = REPOSITORY / "runs" / "predictions"
+MODEL_FOLDER = REPOSITORY / "models" / "cpcrw"
+
+Arguments = argparse.Namespace
+Parser = argparse.ArgumentParser
+
+
+def _sample_arguments(parser: Parser) -> None:
+    parser.add_argument("--out", type=Path, required=True, help="folder for dem.tif, nlcd.tif, aoi.gpkg, sample.json")
+
+
+def _sample(arguments: Arguments) -> int:
+    from .sample import prepare_sample
+
+    sample = prepare_sample(arguments.out)
+    print(f"{sample.sentence}\nIn {arguments.out}: {', '.join(path.name for path in sample.paths.values())}")
+    return 0
+
+
+def _simulate_arguments(parser: Parser) -> None:
+    parser.add_argument("--out", type=Path, required=True, help="folder for dem.tif and nlcd.tif")
+    parser.add_argument("--seed", type=int, default=1, help="seed of the landscape (default 1)")
+
+
+def _simulate(arguments: Arguments) -> int:
+    from . import simulation
+
+    paths = simulation.simulate_valley(arguments.out, arguments.seed)
+    print(f"{simulation.SENTENCE}\nIn {arguments.out}: {', '.join(path.name for path in paths.values())}")
+    return 0
+
+
+# Name, help, arguments, step.
+STEPS: List[Tuple[str, str, Callable[[Parser], None], Callable[[Arguments], int]]] = [
+    ("sample", "prepare the demo's rasters: the watershed, else the simulated valley", _sample_arguments, _sample),
+    ("simulate", "make the simulated valley", _simulate_arguments, _simulate),
+]
+
+
+def main(argv: Optional[List[str]] = None) -> int:
+    """Run one step; return its exit status (0 done, 2 bad input, 3 cancelled, 1 failure)."""
+    parser = argparse.ArgumentParser(
+        prog="python -m training", description=__doc__.splitlines()[0] if __doc__ else None
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="step")
+    for name, text, add_arguments, step in STEPS:
+        command = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+        add_arguments(command)
+        command.set_defaults(step=step)
+    arguments = parser.parse_args(argv)
+    try:
+        status: int = arguments.step(arguments)
+    except MisoError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    return status
