@@ -50,26 +50,13 @@ TERRAIN_UNITS = {
 # NLCD classes with at least 1,000 cells in the watershed, which cover 99.6 % of it. The others (open water 2, barren
 # 86, dwarf shrub 41, grassland 41 cells) are too few to learn from and all zero, as unseen classes are in prediction.
 NLCD_CLASSES = (41, 42, 43, 52, 90)
+# Only these stand in the manifest's legend: there, other codes count as unseen and are reported in a prediction.
 NLCD_LEGEND = {
-    "11": "Open water",
-    "12": "Perennial ice or snow",
-    "21": "Developed, open space",
-    "22": "Developed, low intensity",
-    "23": "Developed, medium intensity",
-    "24": "Developed, high intensity",
-    "31": "Barren land",
     "41": "Deciduous forest",
     "42": "Evergreen forest",
     "43": "Mixed forest",
-    "51": "Dwarf shrub",
     "52": "Shrub",
-    "71": "Grassland",
-    "72": "Sedge",
-    "74": "Moss",
-    "81": "Pasture or hay",
-    "82": "Cultivated crops",
     "90": "Woody wetlands",
-    "95": "Emergent herbaceous wetlands",
 }
 
 
@@ -163,7 +150,7 @@ def load_stack(progress: Optional[Progress] = None) -> WatershedStack:
         ChannelStack(manifest_inputs(), specs, terrain, sources, grid, Path(scratch), progress or Silent()) as stack,
     ):
         channels = stack.read(0, 0, grid.height, grid.width)
-    valid = np.isfinite(channels).all(axis=0)
+    valid: NDArray[np.bool_] = np.all(np.isfinite(channels), axis=0)
     return WatershedStack(channels, tuple(spec.name for spec in specs), grid, valid, terrain)
 
 

@@ -25,7 +25,7 @@ def grid():
 
 @pytest.fixture(scope="module")
 def labels():
-    """An invented map: present in the lower right of each 30 x 30 cells, with a hole; nothing is reserved but columns."""
+    """An invented map: present in the lower right of each 30 x 30 cells, with a hole."""
     rows, columns = np.indices(watershed.SHAPE)
     cells = ((rows % 30 > 14) & (columns % 30 > 14)).astype(np.uint8)
     cells[80:120, 60:100] = watershed.LABEL_NODATA
@@ -39,7 +39,7 @@ def points(labels, grid):
 
 def test_points_have_the_label_of_the_cell_they_lie_in(points, labels):
     x, y = warp_points("EPSG:3338", watershed.CRS, points.x, points.y)
-    columns, rows = np.array([~watershed.TRANSFORM * place for place in zip(x, y)]).T
+    columns, rows = observations._apply(~watershed.TRANSFORM, np.asarray(x), np.asarray(y))
     assert np.array_equal(np.floor(rows), points.cell_row)
     assert np.array_equal(np.floor(columns), points.cell_col)
     assert np.array_equal(points.label, labels[points.cell_row, points.cell_col])
@@ -72,9 +72,8 @@ def test_transects_are_straight_lines_of_at_most_ten_points_50_m_apart(points):
 
 
 def test_azimuths_point_everywhere(points):
-    first, last = (
-        np.array([f(np.flatnonzero(points.transect == t)) for t in np.unique(points.transect)]) for f in (min, max)
-    )
+    members = [np.flatnonzero(points.transect == transect) for transect in np.unique(points.transect)]
+    first, last = np.array([(member[0], member[-1]) for member in members]).T
     moved = first != last
     quadrants = (points.x[last] > points.x[first])[moved] * 2 + (points.y[last] > points.y[first])[moved]
     assert (np.bincount(quadrants, minlength=4) > 10).all()
@@ -101,8 +100,9 @@ def test_nothing_lies_in_the_reserved_columns_even_where_the_file_has_labels(tmp
 
 
 def test_map_of_another_grid_is_refused(tmp_path):
+    shifted = rasterio.Affine(50.0, 0.0, 0.0, 0.0, -50.0, 0.0)
     path = tmp_path / "map.tif"
-    with rasterio.open(path, "w", driver="GTiff", height=5, width=5, count=1, dtype="uint8") as sink:
+    with rasterio.open(path, "w", driver="GTiff", height=5, width=5, count=1, dtype="uint8", transform=shifted) as sink:
         sink.write(np.zeros((1, 5, 5), np.uint8))
     with pytest.raises(InputError, match="not on the watershed's 50 m grid"):
         observations.read_open_labels(path)
