@@ -32,15 +32,17 @@ import math
 import os
 import shutil
 import tempfile
+from collections import defaultdict, deque
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Protocol, Sequence, Tuple, TypeVar, cast
+from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Protocol, Sequence, Set, Tuple, TypeVar, cast
 
 import numba
 import numpy as np
 import rasterio
 from numpy.typing import NDArray
 from rasterio.windows import Window
+from scipy.ndimage import binary_dilation
 
 from .errors import InputError, MisoError, OutputError, Problem
 from .messages import RasterSource
@@ -59,7 +61,7 @@ FLOW_CONVERGENCE = 1.1
 """Exponent of the multiple-flow-direction weights (Freeman 1991, with the angle in place of the gradient)."""
 
 NODATA = -9999.0
-BLOCK_PX = 1024
+BLOCK_PX = 512
 SMALLEST_PX = 2 * RADIUS_PX + 1
 
 SEVEN: Tuple[str, ...] = (
@@ -104,6 +106,7 @@ FloatArray = NDArray[Any]
 # Below this, in cells, water that crosses a block's border is not followed any further. Catchment areas are at least
 # one cell, so that what is lost is under the resolution of float32.
 _NEGLIGIBLE_INFLOW = 1e-8
+_OVERLAP_PX = 64
 
 _Kernel = TypeVar("_Kernel", bound=Callable[..., Any])
 
@@ -341,6 +344,18 @@ class _Block:
     height: int
     width: int
 
+    def grown(self, margin: int, height: int, width: int) -> _Block:
+        """Return this block with ``margin`` more cells on each side, as far as a raster of that size reaches."""
+        top, left = max(self.row - margin, 0), max(self.column - margin, 0)
+        bottom = min(self.row + self.height + margin, height)
+        right = min(self.column + self.width + margin, width)
+        return _Block(top, left, bottom - top, right - left)
+
+    def within(self, other: _Block, margin: int) -> Tuple[slice, slice]:
+        """Return where this block lies in an array that covers ``other`` grown by ``margin``."""
+        top, left = self.row - other.row + margin, self.column - other.column + margin
+        return slice(top, top + self.height), slice(left, left + self.width)
+
 
 class _Elevation(Protocol):
     """Elevations by rectangle, row 0 in the north and column 0 in the west."""
@@ -507,15 +522,19 @@ def _blocks(height: int, width: int, size: int) -> List[_Block]:
     ]
 
 
-def _neighbours(blocks: Sequence[_Block]) -> List[List[int]]:
-    """List for each block the indices of those that touch it, corners included."""
-    rows = sorted({block.row for block in blocks})
-    columns = sorted({block.column for block in blocks})
-    place = {(rows.index(b.row), columns.index(b.column)): n for n, b in enumerate(blocks)}
-    return [
-        [place[i + m, j + k] for m in (-1, 0, 1) for k in (-1, 0, 1) if (m, k) != (0, 0) and (i + m, j + k) in place]
-        for (i, j) in sorted(place, key=place.__getitem__)
-    ]
+class _Owners:
+    """Which block of a regular cut holds a cell."""
+
+    def __init__(self, blocks: Sequence[_Block]) -> None:
+        self._tops = sorted({block.row for block in blocks})
+        self._lefts = sorted({block.column for block in blocks})
+
+    def of(self, rows: NDArray[Any], columns: NDArray[Any]) -> List[int]:
+        """Return the index of the block of each cell; all cells lie in the raster."""
+        down = np.searchsorted(self._tops, rows, side="right") - 1
+        across = np.searchsorted(self._lefts, columns, side="right") - 1
+        found: List[int] = (down * len(self._lefts) + across).tolist()
+        return found
 
 
 class _Moments:
@@ -579,38 +598,25 @@ def _survey(
 
 
 class _Inflow:
-    """Water (cells) that has reached blocks from their neighbours and waits to be drained there."""
+    """Water (cells) that waits at cells of blocks to be drained from there."""
 
-    def __init__(self, blocks: Sequence[_Block], neighbours: Sequence[Sequence[int]]) -> None:
+    def __init__(self, blocks: Sequence[_Block]) -> None:
         self._blocks = blocks
-        self._neighbours = neighbours
-        self._waiting: Dict[int, List[Tuple[NDArray[Any], NDArray[Any], FloatArray]]] = {}
+        self._owners = _Owners(blocks)
+        self._waiting: Dict[int, List[Tuple[int, int, float]]] = defaultdict(list)
 
-    def take(self, n: int, water: FloatArray) -> None:
-        """Add what waits for block ``n`` to ``water`` (padded by 1)."""
-        for rows, columns, amounts in self._waiting.pop(n, []):
-            np.add.at(water, (rows, columns), amounts)
+    def take(self, n: int, water: FloatArray, margin: int) -> None:
+        """Add what waits in block ``n`` to ``water``, which covers the block grown by ``margin``."""
+        block = self._blocks[n]
+        for row, column, amount in self._waiting.pop(n, []):
+            water[row - block.row + margin, column - block.column + margin] += amount
 
-    def put(self, n: int, water: FloatArray, z: FloatArray) -> Iterator[Tuple[int, float]]:
-        """Pass the padding of block ``n`` on; yield each neighbour that must act, with the elevation of its inflow."""
-        own = self._blocks[n]
-        for other in self._neighbours[n]:
-            block = self._blocks[other]
-            top, bottom = max(own.row - 1, block.row), min(own.row + own.height + 1, block.row + block.height)
-            left, right = max(own.column - 1, block.column), min(own.column + own.width + 1, block.column + block.width)
-            shared = (
-                slice(top - own.row + 1, bottom - own.row + 1),
-                slice(left - own.column + 1, right - own.column + 1),
-            )
-            rows, columns = np.nonzero(water[shared])
-            if rows.size == 0:
-                continue
-            amounts = water[shared][rows, columns]
-            self._waiting.setdefault(other, []).append(
-                (rows + (top - block.row + 1), columns + (left - block.column + 1), amounts)
-            )
-            if amounts.max() > _NEGLIGIBLE_INFLOW:
-                yield other, float(z[shared][rows, columns].max())
+    def put(self, rows: NDArray[Any], columns: NDArray[Any], amounts: FloatArray) -> List[int]:
+        """Leave water at cells of the raster; return the block of each cell."""
+        owners = self._owners.of(rows, columns)
+        for owner, cell in zip(owners, zip(rows.tolist(), columns.tolist(), amounts.tolist())):
+            self._waiting[owner].append(cell)
+        return owners
 
 
 def _catchment(
@@ -621,16 +627,19 @@ def _catchment(
     area: _Plane,
     progress: Progress,
 ) -> int:
-    """Write the catchment area (cells; 0 = missing) of each cell into ``area``; return the number of block visits.
+    """Add up the catchment area (cells; 0 = missing) of each cell in ``area``; return the number of block visits.
 
-    Water enters where blocks touch; a block is visited again, with the new water only, until none arrives. Flow has no
-    cycles, so this ends. The block with the highest waiting water goes first, which keeps the visits few.
+    Water is followed through a block and :data:`_OVERLAP_PX` cells around it. What gets further waits where it has got
+    to, and that block is visited again with the new water only. Areas are sums over all water, so visits simply add
+    up. The overlap spares a stream that winds along a border two visits for each crossing. Flow has no cycles, so this
+    ends; the block with the highest waiting water goes first, which keeps the visits few.
     """
-    inflow = _Inflow(blocks, _neighbours(blocks))
+    margin = _OVERLAP_PX + 1  # the outermost ring only receives
+    inflow = _Inflow(blocks)
     queue = [(-top, n) for n, top in enumerate(highest) if not math.isnan(top)]
     heapq.heapify(queue)
     waiting = {n for _, n in queue}
-    visited = np.zeros(len(blocks), dtype=bool)
+    visited: Set[int] = set()
     visits = 0
     while queue:
         _, n = heapq.heappop(queue)
@@ -639,20 +648,25 @@ def _catchment(
         waiting.discard(n)
         progress.raise_if_cancelled()
         block = blocks[n]
-        z = elevation.read(block, 1)
+        z = elevation.read(block, margin)
         water = np.zeros(z.shape)
-        inner = (slice(1, -1), slice(1, -1))
-        if not visited[n]:
-            water[inner][~np.isnan(z[inner])] = 1.0
-        inflow.take(n, water)
+        if n not in visited:
+            own = (slice(margin, -margin), slice(margin, -margin))
+            water[own][~np.isnan(z[own])] = 1.0
+        inflow.take(n, water, margin)
         _drain(z, _downhill(z), cell_m, water)
-        area.write(block, water[inner] + area.read(block, 0) if visited[n] else water[inner])
-        visited[n] = True
+        reach = block.grown(_OVERLAP_PX, elevation.height, elevation.width)
+        inner = reach.within(block, margin)
+        area.write(reach, area.read(reach, 0) + water[inner])
+        visited.add(n)
         visits += 1
-        for other, top in inflow.put(n, water, z):
+        water[inner] = 0.0
+        rows, columns = np.nonzero(water > _NEGLIGIBLE_INFLOW)
+        owners = inflow.put(rows + (block.row - margin), columns + (block.column - margin), water[rows, columns])
+        for other, top in zip(owners, z[rows, columns]):
             waiting.add(other)
-            heapq.heappush(queue, (-top, other))
-        progress.report(int(visited.sum()), len(blocks), "Catchment area")
+            heapq.heappush(queue, (-float(top), other))
+        progress.report(len(visited), len(blocks), "Catchment area")
     return visits
 
 
@@ -685,39 +699,36 @@ def _modified_catchment(
     modified: _Plane,
     progress: Progress,
 ) -> int:
-    """Write the modified catchment area (cells, before the 3 x 3 mean) into ``modified``; return the block visits."""
-    neighbours = _neighbours(blocks)
+    """Write the modified catchment area (cells, before the 3 x 3 mean) into ``modified``; return the block visits.
+
+    Each visit settles a block and :data:`_OVERLAP_PX` cells around it. What has risen on the rim of that may raise the
+    cells beyond, whose blocks are then visited (again). Values only rise and are bounded, so this ends.
+    """
+    owners = _Owners(blocks)
     for block in blocks:
         progress.raise_if_cancelled()
         modified.write(block, area.read(block, 0))
-    queue = list(range(len(blocks)))
-    waiting = set(queue)
+    queue = deque(range(len(blocks)))
+    finished: Set[int] = set()
     visits = 0
-    finished = set()
     while queue:
-        n = queue.pop(0)
-        waiting.discard(n)
+        n = queue.popleft()
         progress.raise_if_cancelled()
-        block = blocks[n]
-        raised = modified.read(block, 1)
-        factor = np.pad(_suction_factor(_gradient(elevation.read(block, 1), cell_m)), 1)
-        before = _rim(raised)
+        reach = blocks[n].grown(_OVERLAP_PX, elevation.height, elevation.width)
+        raised = modified.read(reach, 1)
+        before = raised.copy()
+        factor = np.pad(_suction_factor(_gradient(elevation.read(reach, 1), cell_m)), 1)
         visits += 1
         if _suck(raised, factor):
-            modified.write(block, raised[1:-1, 1:-1])
-            if np.any(_rim(raised) != before):
-                fresh = [other for other in neighbours[n] if other not in waiting]
-                queue.extend(fresh)
-                waiting.update(fresh)
+            modified.write(reach, raised[1:-1, 1:-1])
+            # The ring around the reach, where it touches a cell that has risen.
+            beyond = binary_dilation(raised != before, np.ones((3, 3), dtype=bool))
+            beyond[1:-1, 1:-1] = False
+            rows, columns = np.nonzero(beyond & (raised > 0.0))
+            queue.extend(sorted(set(owners.of(rows + reach.row - 1, columns + reach.column - 1)) - set(queue)))
         finished.add(n)
         progress.report(len(finished), len(blocks), "Modified catchment area")
     return visits
-
-
-def _rim(padded: FloatArray) -> FloatArray:
-    """Copy the outermost cells of the block inside ``padded``."""
-    inner = padded[1:-1, 1:-1]
-    return np.concatenate([inner[0], inner[-1], inner[:, 0], inner[:, -1]])
 
 
 def _covariates(
