@@ -13,6 +13,8 @@ from typing import Callable, List, Optional, Tuple
 
 from miso_qgis.engine.errors import MisoError
 
+from .splits import SPLITS
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 PREDICTIONS = REPOSITORY / "runs" / "predictions"
 MODEL_FOLDER = REPOSITORY / "models" / "cpcrw"
@@ -46,10 +48,43 @@ def _simulate(arguments: Arguments) -> int:
     return 0
 
 
+def _protocol_arguments(parser: Parser) -> None:
+    parser.add_argument("--predictions", type=Path, default=PREDICTIONS, help="folder of the out-of-fold predictions")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="seeds of the protocol (default 1 2 3)")
+    parser.add_argument("--splits", nargs="+", default=list(SPLITS), choices=SPLITS, help="splits (default all)")
+
+
+def _baselines(arguments: Arguments) -> int:
+    from . import baselines
+
+    names = tuple(baselines.BASELINES)
+    baselines.predict_out_of_fold(names, arguments.splits, arguments.seeds, arguments.predictions, _say)
+    return 0
+
+
+def _random_forest_arguments(parser: Parser) -> None:
+    parser.add_argument("--out", type=Path, default=MODEL_FOLDER, help="model folder that gets rf_nsp.onnx")
+    parser.add_argument("--seed", type=int, default=1, help="seed of the sample and the forest (default 1)")
+
+
+def _random_forest(arguments: Arguments) -> int:
+    from . import baselines
+
+    settings = baselines.ship_forest(arguments.out, arguments.seed)
+    print(f"{arguments.out / 'rf_nsp.onnx'}: {baselines.TREES} trees, {settings}")
+    return 0
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
+
+
 # Name, help, arguments, step.
 STEPS: List[Tuple[str, str, Callable[[Parser], None], Callable[[Arguments], int]]] = [
     ("sample", "prepare the demo's rasters: the watershed, else the simulated valley", _sample_arguments, _sample),
     ("simulate", "make the simulated valley", _simulate_arguments, _simulate),
+    ("baselines", "predict the protocol's folds with forests and logistic regression", _protocol_arguments, _baselines),
+    ("random-forest", "fit and export the bundled Random Forest", _random_forest_arguments, _random_forest),
 ]
 
 
