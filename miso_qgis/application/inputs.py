@@ -1,0 +1,208 @@
+"""Which layer is which input of a model: matching by name, and everything that stands in the way.
+
+A layer is recognised by the words of its name, its file's name or a band's description: they must contain an alias of
+the input, word for word ("nlcd2019_fairbanks" holds the word "nlcd"). Nothing is matched by position or by elimination:
+a wrong raster in the right place gives a wrong map without any error. The engine checks values, CRS and overlap; here
+is only what must be known before it starts.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from typing import Dict, List, Mapping, Optional, Sequence, Tuple
+
+from qgis.core import QgsMapLayer, QgsRasterLayer
+
+from ..engine.errors import Problem
+from ..engine.manifest import InputSpec
+from ..engine.messages import RasterSource
+
+DEM_INPUT = "dem"
+
+
+@dataclass(frozen=True)
+class RasterBand:
+    """One band of a layer as the matching sees it.
+
+    Attributes:
+        layer: The layer's name, for messages.
+        source: File and band for the engine.
+        names: Texts in which an alias is looked for: layer name, file name, band description.
+    """
+
+    layer: str
+    source: RasterSource
+    names: Tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class InputMatch:
+    """The outcome of matching: a source per input, and all problems at once."""
+
+    sources: Dict[str, RasterSource]
+    layers: Dict[str, str]
+    problems: List[Problem]
+    unused: List[str]
+
+
+def layer_problem(layer: Optional[QgsMapLayer]) -> Optional[Problem]:
+    """Return why the engine could not read ``layer`` from its own process, or None."""
+    if layer is None:
+        return Problem("A layer", "it has been removed from the project.", "", "Choose another layer.")
+    what = f'Layer "{layer.name()}"'
+    if not isinstance(layer, QgsRasterLayer):
+        return Problem(what, "it is not a raster.", "A raster file is needed.", "Choose another layer.")
+    provider = layer.providerType()
+    if provider != "gdal":
+        return Problem(
+            what,
+            f"it comes from a service or a provider ({provider}) that has no file.",
+            "A raster file on disk is needed, with values and not with colours.",
+            "Export it with Layer > Save As… (raw data, GeoTIFF) and choose the file.",
+        )
+    path = source_path(layer)
+    if path.startswith(("MEM:", "/vsimem/")):
+        return Problem(
+            what,
+            "it exists only in QGIS's memory.",
+            "A raster file on disk is needed, because the engine is another program.",
+            "Export it with Layer > Save As… (raw data, GeoTIFF) and choose the file.",
+        )
+    if not layer.isValid() or (os.path.isabs(path) and not path.startswith("/vsi") and not os.path.exists(path)):
+        return Problem(what, f"its file {path} cannot be opened.", "", "Restore the file, or choose another layer.")
+    if layer.crs().isValid() and layer.dataProvider().crs().isValid() and layer.crs() != layer.dataProvider().crs():
+        return Problem(
+            what,
+            f"the project gives it the CRS {layer.crs().authid() or 'custom'}, the file says "
+            f"{layer.dataProvider().crs().authid() or 'another one'}.",
+            "The engine reads the file, so both must agree.",
+            "Write the right CRS into the file (Raster > Projections > Assign Projection), or reset the layer's CRS.",
+        )
+    return None
+
+
+def source_path(layer: QgsMapLayer) -> str:
+    """Return the path that GDAL opens, without QGIS's own additions to it."""
+    return str(layer.source()).split("|", 1)[0]
+
+
+def bands_of(layer: QgsRasterLayer) -> List[RasterBand]:
+    """Return a layer's bands for the matching. The layer's and the file's name count for its first band only."""
+    path = source_path(layer)
+    stem = os.path.splitext(os.path.basename(path))[0]
+    bands = []
+    for number in range(1, layer.bandCount() + 1):
+        # "Band 1: nlcd" or "Band 1"; QGIS writes the first part.
+        description = layer.bandName(number).partition(":")[2].strip()
+        names = (layer.name(), stem, description) if number == 1 else (description,)
+        bands.append(RasterBand(layer.name(), RasterSource(path, number), tuple(name for name in names if name)))
+    return bands
+
+
+def match_inputs(
+    inputs: Mapping[str, InputSpec],
+    dem: Optional[QgsRasterLayer],
+    layers: Sequence[QgsMapLayer],
+) -> InputMatch:
+    """Match layers to a model's inputs.
+
+    Args:
+        inputs: The manifest's inputs.
+        dem: The layer for the input ``dem``, whatever its name; None looks for it among ``layers``.
+        layers: Further layers, matched by name.
+    """
+    sources: Dict[str, RasterSource] = {}
+    names: Dict[str, str] = {}
+    problems: List[Problem] = []
+    usable: List[RasterBand] = []
+    for layer in layers:
+        problem = layer_problem(layer)
+        if problem:
+            problems.append(problem)
+        else:
+            usable += bands_of(layer)
+    if dem is not None and DEM_INPUT in inputs:
+        problem = layer_problem(dem)
+        if problem:
+            problems.append(problem)
+        else:
+            sources[DEM_INPUT] = RasterSource(source_path(dem), 1)
+            names[DEM_INPUT] = dem.name()
+            usable = [band for band in usable if band.source.path != source_path(dem)]
+    wanted = {name: spec for name, spec in inputs.items() if not (name == DEM_INPUT and dem is not None)}
+    found, more = match_bands(wanted, usable)
+    sources.update({name: band.source for name, band in found.items()})
+    names.update({name: band.layer for name, band in found.items()})
+    # A layer that could not be used at all may be the missing one: then its own problem says enough.
+    unreadable = len(problems) > 0
+    problems += [problem for problem in more if not (unreadable and problem.found.startswith("no layer"))]
+    unused = sorted({band.layer for band in usable} - set(names.values()))
+    return InputMatch(sources, names, problems, unused)
+
+
+def match_bands(
+    inputs: Mapping[str, InputSpec], bands: Sequence[RasterBand]
+) -> Tuple[Dict[str, RasterBand], List[Problem]]:
+    """Match bands to inputs by the words of their names. Returns what was found, and a problem for each other input."""
+    found: Dict[str, RasterBand] = {}
+    problems: List[Problem] = []
+    for name, spec in inputs.items():
+        scored = [(likeness(name, spec, band), band) for band in bands]
+        best = max((score for score, _ in scored), default=0)
+        matches = [band for score, band in scored if score == best and best > 0]
+        title = f"Input {name} ({spec.title})"
+        words = ", ".join(dict.fromkeys((name, *spec.aliases)))
+        if not matches:
+            names = sorted({band.layer for band in bands})
+            listed = "; the layers are: " + ", ".join(f'"{layer}"' for layer in names) if names else ""
+            problems.append(
+                Problem(
+                    title,
+                    f"no layer was recognised by its name{listed}.",
+                    f"A layer whose name, file name or band description contains one of these words is needed: "
+                    f"{words}.",
+                    "Add such a layer, or rename the right one.",
+                )
+            )
+        elif len(matches) > 1:
+            listed = ", ".join(f'"{band.layer}" band {band.source.band}' for band in matches)
+            problems.append(
+                Problem(
+                    title,
+                    f"several layers fit equally well by name: {listed}.",
+                    "Exactly one is needed.",
+                    f'Leave the others out, or rename the right one to "{name}".',
+                )
+            )
+        else:
+            found[name] = matches[0]
+    return found, problems
+
+
+def likeness(name: str, spec: InputSpec, band: RasterBand) -> int:
+    """Return how well a band fits an input: 3 named exactly so, 2 has the input's own word, 1 has an alias, 0 not."""
+    aliases = [words_of(alias) for alias in (name, *spec.aliases)]
+    score = 0
+    for text in band.names:
+        words = words_of(text)
+        if "".join(words) in ["".join(alias) for alias in aliases]:
+            score = max(score, 3)
+        elif _contains(words, aliases[0]):
+            score = max(score, 2)
+        elif any(_contains(words, alias) for alias in aliases[1:]):
+            score = max(score, 1)
+    return score
+
+
+def words_of(text: str) -> Tuple[str, ...]:
+    """Split a name into lower-case words: "LandCover_2016 (AK)" -> land, cover, 2016, ak."""
+    return tuple(part.lower() for part in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-zà-ÿ]+|\d+|[^\W\d_a-zA-Zà-ÿ]+", text))
+
+
+def _contains(words: Tuple[str, ...], part: Tuple[str, ...]) -> bool:
+    # "landcover", "land_cover" and "LandCover" are the same words written together or apart.
+    joined = "".join(part)
+    spans = (words[i : i + n] for n in range(1, 5) for i in range(len(words) - n + 1))
+    return bool(part) and any("".join(span) == joined for span in spans)
