@@ -1,0 +1,1 @@
+"""How the project is set up, checked, packaged and shown: what ``build.py`` calls. Standard library only."""
