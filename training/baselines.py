@@ -123,7 +123,11 @@ class FeatureMap:
 
     def at(self, places: Observations) -> FloatArray:
         """Return the features at places, (N, F) float32."""
-        return np.ascontiguousarray(self._map[:, places.row, places.col].T)
+        return self.at_cells(places.row, places.col)
+
+    def at_cells(self, rows: NDArray[np.int64], columns: NDArray[np.int64]) -> FloatArray:
+        """Return the features of cells of the 10 m grid, (N, F) float32."""
+        return np.ascontiguousarray(self._map[:, rows, columns].T)
 
 
 def tuned(

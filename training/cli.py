@@ -17,6 +17,8 @@ from .splits import SPLITS
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PREDICTIONS = REPOSITORY / "runs" / "predictions"
+EVALUATION = REPOSITORY / "runs" / "evaluation.json"
+VALIDATION = REPOSITORY / "docs" / "validation.md"
 MODEL_FOLDER = REPOSITORY / "models" / "cpcrw"
 
 Arguments = argparse.Namespace
@@ -75,6 +77,34 @@ def _random_forest(arguments: Arguments) -> int:
     return 0
 
 
+def _evaluate_arguments(parser: Parser) -> None:
+    parser.add_argument("--predictions", type=Path, default=PREDICTIONS, help="folder of the out-of-fold predictions")
+    parser.add_argument("--document", type=Path, default=VALIDATION, help="page whose results section is written")
+    parser.add_argument("--result", type=Path, default=EVALUATION, help="JSON file with all figures, curves included")
+
+
+def _evaluate(arguments: Arguments) -> int:
+    from . import evaluate
+
+    result = evaluate.evaluate(arguments.predictions, note=_say)
+    evaluate.save_result(result, arguments.result)
+    evaluate.write_section(arguments.document, evaluate.markdown(result))
+    print(f"Written: {arguments.document} (results section), {arguments.result}")
+    return 0
+
+
+def _shift_arguments(parser: Parser) -> None:
+    parser.add_argument("--document", type=Path, default=VALIDATION, help="page whose section on the shift is written")
+
+
+def _shift(arguments: Arguments) -> int:
+    from . import evaluate, shift
+
+    evaluate.write_section(arguments.document, shift.markdown(_say), shift.START, shift.END)
+    print(f"Written: {arguments.document} (section on the shift)")
+    return 0
+
+
 def _say(text: str) -> None:
     print(text, flush=True)
 
@@ -84,6 +114,8 @@ STEPS: List[Tuple[str, str, Callable[[Parser], None], Callable[[Arguments], int]
     ("sample", "prepare the demo's rasters: the watershed, else the simulated valley", _sample_arguments, _sample),
     ("simulate", "make the simulated valley", _simulate_arguments, _simulate),
     ("baselines", "predict the protocol's folds with forests and logistic regression", _protocol_arguments, _baselines),
+    ("evaluate", "make the protocol's tables and curves from stored predictions", _evaluate_arguments, _evaluate),
+    ("shift", "compare the parts of the watershed, and features on them", _shift_arguments, _shift),
     ("random-forest", "fit and export the bundled Random Forest", _random_forest_arguments, _random_forest),
 ]
 

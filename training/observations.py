@@ -12,11 +12,11 @@ from typing import Any, List, Set, Tuple
 import numpy as np
 import rasterio
 from affine import Affine
-from miso_qgis.engine.grid import Grid
 from numpy.typing import NDArray
 from rasterio.warp import transform as warp_points
 
 from miso_qgis.engine.errors import InputError
+from miso_qgis.engine.grid import Grid
 
 from . import watershed
 from .splits import block_ids, sectors
@@ -94,8 +94,13 @@ def read_open_labels(path: Path) -> LabelArray:
 def open_cells(labels: LabelArray, grid: Grid) -> Observations:
     """Return every open cell of the map, at its centre, in row order."""
     rows, columns = (index.astype(np.int64) for index in np.nonzero(labels != watershed.LABEL_NODATA))
-    x, y = _to_grid_crs(columns + 0.5, rows + 0.5, grid)
+    x, y = cell_centres(rows, columns, grid)
     return _observations(x, y, rows, columns, np.full(rows.size, NO_TRANSECT, dtype=np.int64), labels, grid)
+
+
+def cell_centres(rows: IntArray, columns: IntArray, grid: Grid) -> Tuple[FloatArray, FloatArray]:
+    """Return x and y, in the grid's CRS, of the centres of cells of the 50 m map."""
+    return _to_grid_crs(columns + 0.5, rows + 0.5, grid)
 
 
 def sample_transects(labels: LabelArray, grid: Grid, seed: int, points: int = POINTS) -> Observations:
