@@ -1,5 +1,7 @@
 """Baselines: features from the engine, tuning on the training points only, and the exported forest's parity."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -106,3 +108,18 @@ def test_fitter_learns_and_says_what_it_chose(stack, name, monkeypatch):
     # Pairs (present, absent) in the right order; a model that learned nothing has half of them.
     assert metrics.Ranking(others.label, predict(others)).measure()["roc_auc"] > 0.8
     assert chosen[0] in baseline.settings
+
+
+def test_bundled_forest_takes_the_features_of_the_manifest():
+    path = Path(__file__).resolve().parents[2] / "models" / "cpcrw" / "rf_nsp.onnx"
+    if not path.is_file():
+        pytest.skip("models/cpcrw/rf_nsp.onnx has not been made")
+    assert path.stat().st_size < 6_000_000
+    session = onnxruntime.InferenceSession(path.read_bytes())
+    (source,) = session.get_inputs()
+    assert (source.name, source.shape[1]) == ("features", len(cpcrw.forest_features(False)))
+    features = np.random.default_rng(1).normal(size=(500, source.shape[1])).astype(np.float32)
+    (found,) = session.run(None, {"features": features})
+    assert found.shape == (500, 1)
+    assert found.min() >= 0
+    assert found.max() <= 1
