@@ -352,7 +352,7 @@ class RasterWriter:
             self._dataset.close()
             progress.raise_if_cancelled()
             options = {"COMPRESS": "DEFLATE", "BLOCKSIZE": 512, "OVERVIEW_RESAMPLING": layer.overview}
-            options.update(BIGTIFF="IF_SAFER", NUM_THREADS=2, STATISTICS="NO")
+            options.update(BIGTIFF="IF_SAFER", NUM_THREADS=2)
             if layer.dtype == "float32":
                 options["PREDICTOR"] = "YES"
             rasterio.shutil.copy(working, finished, driver="COG", **options)
