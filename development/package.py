@@ -24,7 +24,7 @@ def contents() -> List[Tuple[str, Path]]:
     """(path below the plugin's folder, file) of everything that belongs to the plugin, sorted by path."""
     found = {name: ROOT / name for name in ("metadata.txt", "LICENSE")}
     for top, below in ((ROOT / PACKAGE, ""), (ROOT / "models", "models/")):
-        for path in _files(top):
+        for path in _files(top) if top.is_dir() else ():
             found[below + path.relative_to(top).as_posix()] = path
     return sorted(found.items())
 
