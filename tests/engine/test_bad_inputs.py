@@ -17,6 +17,7 @@ import tiny_models
 from pyogrio import raw
 from rasterio.enums import ColorInterp
 from rasterio.transform import Affine
+from rasterio.warp import transform as transform_points
 from rasterio.warp import transform_bounds
 
 from miso_qgis.engine.errors import InputError, MisoError
