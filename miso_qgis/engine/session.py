@@ -147,7 +147,7 @@ def _read_sums(name: str, root: Path) -> Tuple[Dict[str, str], str]:
         plain = len(digest) == 64 and rest[:1] in (" ", "*") and file and not set(file) & set('/\\:"')
         if not plain or file in ("..", "."):
             needed = "Lines of the form that sha256sum writes are needed, with names of files in the folder."
-            raise ModelFolderError(name, f'{SUMS} has the line "{line[:80]}".', needed, _COPY_AGAIN)
+            raise ModelFolderError(name, f'{SUMS} has the line "{line[:120]}".', needed, _COPY_AGAIN)
         listed[file] = digest.lower()
     return listed, hashlib.sha256(data).hexdigest()
 
