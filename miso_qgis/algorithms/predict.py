@@ -47,6 +47,8 @@ from ..engine.errors import MisoError
 from ..engine.messages import PredictJob
 from .algorithm import MisoAlgorithm, as_exception, problems_exception
 
+DEFAULT_CRS = "EPSG:3338"  # Alaska Albers: one plane from the Aleutians to the Panhandle
+
 
 def crs_text(crs: QgsCoordinateReferenceSystem) -> str:
     """Return a CRS as the engine reads it: its code, or WKT where it has none."""
@@ -153,7 +155,8 @@ class PredictAlgorithm(MisoAlgorithm):
             "Probability from which permafrost counts as present in the layer of agreement.",
         )
         self.add(
-            QgsProcessingParameterCrs(self.CRS, self.tr("Target CRS"), defaultValue="EPSG:3338"),
+            # Optional, because QGIS 3.22 ignores the default value of a CRS that is required.
+            QgsProcessingParameterCrs(self.CRS, self.tr("Target CRS"), defaultValue=DEFAULT_CRS, optional=True),
             "CRS of the results, in metres. Alaska Albers by default.",
             advanced=True,
         )
@@ -221,7 +224,7 @@ class PredictAlgorithm(MisoAlgorithm):
                 output_dir=scratch,  # receives what nobody asked for
                 outputs=paths,
                 aoi=self._area_file(parameters, context, Path(scratch)),
-                crs=crs_text(self.parameterAsCrs(parameters, self.CRS, context)),
+                crs=crs_text(self.parameterAsCrs(parameters, self.CRS, context)) or DEFAULT_CRS,
                 resolution_m=self.parameterAsDouble(parameters, self.RESOLUTION, context),
                 models=tuple(self._models),
                 threshold=threshold,

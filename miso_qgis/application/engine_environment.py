@@ -26,7 +26,7 @@ from qgis.PyQt.QtCore import QProcess, QStandardPaths
 from ..engine.errors import Cancelled, InputError, MisoError, OutputError, Problem, RuntimeFailure
 from ..engine.messages import ProbeJob
 from .engine_client import GRACE_S, POLL_MS, EngineCommand, engine_environment_variables, run_job
-from .folders import LOCKS_FOLDER, plugin_version
+from .folders import LAUNCHER, LOCKS_FOLDER, plugin_version
 
 ENVIRONMENT_VARIABLE = "MISO_QGIS_ENGINE_ENV"
 STAMP = "miso-engine.json"
@@ -34,7 +34,7 @@ OLDEST_PYTHON = (3, 9)
 NEWEST_PYTHON = (3, 13)
 
 # Measured on Linux with Python 3.11 (wheels, and the environment they become); the other platforms differ by a third.
-CPU_DOWNLOAD_BYTES, CPU_DISK_BYTES = 150_000_000, 700_000_000
+CPU_DOWNLOAD_BYTES, CPU_DISK_BYTES = 215_000_000, 760_000_000
 GPU_DOWNLOAD_BYTES, GPU_DISK_BYTES = 1_700_000_000, 3_600_000_000
 
 HOW_TO_SET_UP = (
@@ -195,7 +195,7 @@ def plan_setup(wheels: Optional[Path], gpu: bool, feedback: QgsProcessingFeedbac
         problems += _missing_wheels(wheels, packages)
         download = sum(path.stat().st_size for path in wheels.glob("*.whl")) if wheels.is_dir() else 0
     if not is_done:
-        problems += _folder_problems(folder, stamp, disk)
+        problems += _folder_problems(folder, stamp, disk + download)  # pip unpacks beside what it has downloaded
     if problems:
         raise InputError.of(problems)
     return SetupPlan(
@@ -209,11 +209,11 @@ def stamp_matches(stamp: Dict[str, object], lock: Path, base: Python, gpu: bool)
     return all(stamp.get(key) == value for key, value in wanted.items())
 
 
-def set_up(plan: SetupPlan, feedback: QgsProcessingFeedback) -> Path:
+def set_up(plan: SetupPlan, feedback: QgsProcessingFeedback, launcher: Path = LAUNCHER) -> Path:
     """Make the environment that ``plan`` describes and prove that it runs. Returns its folder.
 
     Safe to call from a worker thread. What an interrupted call leaves is never taken for an environment, and the next
-    call replaces it.
+    call replaces it. ``launcher`` is the script that the finished environment must be able to run.
 
     Raises:
         Cancelled: If ``feedback`` was cancelled.
@@ -243,7 +243,7 @@ def set_up(plan: SetupPlan, feedback: QgsProcessingFeedback) -> Path:
     steps.run(python, _pip_arguments(plan), lambda log: explain_pip(log, plan.wheels), count)
     feedback.setProgress(92)
     feedback.setProgressText("Running the engine once")
-    run_job(EngineCommand.of(python), ProbeJob(), _Quiet(feedback))
+    run_job(EngineCommand.of(python, launcher), ProbeJob(), _Quiet(feedback))
     _write_stamp(plan, "complete")
     feedback.setProgress(100)
     feedback.pushInfo(f"The engine is ready after {time.monotonic() - started:.0f} s: {plan.folder}")

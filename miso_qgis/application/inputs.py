@@ -117,10 +117,12 @@ def match_inputs(
     names: Dict[str, str] = {}
     problems: List[Problem] = []
     usable: List[RasterBand] = []
+    refused: List[RasterBand] = []
     for layer in layers:
         problem = layer_problem(layer)
         if problem:
             problems.append(problem)
+            refused.append(RasterBand(layer.name(), RasterSource(""), (layer.name(),)))
         else:
             usable += bands_of(layer)
     if dem is not None and DEM_INPUT in inputs:
@@ -135,19 +137,18 @@ def match_inputs(
     found, more = match_bands(wanted, usable)
     sources.update({name: band.source for name, band in found.items()})
     names.update({name: band.layer for name, band in found.items()})
-    # A layer that could not be used at all may be the missing one: then its own problem says enough.
-    unreadable = len(problems) > 0
-    problems += [problem for problem in more if not (unreadable and problem.found.startswith("no layer"))]
+    # Where the right layer is there but cannot be used, its own problem says enough.
+    problems += [more[name] for name in more if not any(likeness(name, inputs[name], band) for band in refused)]
     unused = sorted({band.layer for band in usable} - set(names.values()))
     return InputMatch(sources, names, problems, unused)
 
 
 def match_bands(
     inputs: Mapping[str, InputSpec], bands: Sequence[RasterBand]
-) -> Tuple[Dict[str, RasterBand], List[Problem]]:
+) -> Tuple[Dict[str, RasterBand], Dict[str, Problem]]:
     """Match bands to inputs by the words of their names. Returns what was found, and a problem for each other input."""
     found: Dict[str, RasterBand] = {}
-    problems: List[Problem] = []
+    problems: Dict[str, Problem] = {}
     for name, spec in inputs.items():
         scored = [(likeness(name, spec, band), band) for band in bands]
         best = max((score for score, _ in scored), default=0)
@@ -157,24 +158,19 @@ def match_bands(
         if not matches:
             names = sorted({band.layer for band in bands})
             listed = "; the layers are: " + ", ".join(f'"{layer}"' for layer in names) if names else ""
-            problems.append(
-                Problem(
-                    title,
-                    f"no layer was recognised by its name{listed}.",
-                    f"A layer whose name, file name or band description contains one of these words is needed: "
-                    f"{words}.",
-                    "Add such a layer, or rename the right one.",
-                )
+            problems[name] = Problem(
+                title,
+                f"no layer was recognised by its name{listed}.",
+                f"A layer whose name, file name or band description contains one of these words is needed: {words}.",
+                "Add such a layer, or rename the right one.",
             )
         elif len(matches) > 1:
             listed = ", ".join(f'"{band.layer}" band {band.source.band}' for band in matches)
-            problems.append(
-                Problem(
-                    title,
-                    f"several layers fit equally well by name: {listed}.",
-                    "Exactly one is needed.",
-                    f'Leave the others out, or rename the right one to "{name}".',
-                )
+            problems[name] = Problem(
+                title,
+                f"several layers fit equally well by name: {listed}.",
+                "Exactly one is needed.",
+                f'Leave the others out, or rename the right one to "{name}".',
             )
         else:
             found[name] = matches[0]

@@ -13,6 +13,7 @@ from typing import List, Optional
 
 from qgis.core import (
     Qgis,
+    QgsColorRampLegendNode,
     QgsColorRampLegendNodeSettings,
     QgsHillshadeRenderer,
     QgsLayerTree,
@@ -24,16 +25,19 @@ from qgis.core import (
     QgsLayoutItemScaleBar,
     QgsLayoutPoint,
     QgsLayoutSize,
+    QgsLegendRenderer,
     QgsLegendStyle,
     QgsMapLayerLegendUtils,
     QgsPrintLayout,
     QgsProject,
     QgsRasterBandStats,
+    QgsRasterDataProvider,
     QgsRasterLayer,
+    QgsRasterSymbolLegendNode,
     QgsRectangle,
     QgsUnitTypes,
 )
-from qgis.PyQt.QtCore import QSizeF, Qt
+from qgis.PyQt.QtCore import QSize, QSizeF, Qt
 from qgis.PyQt.QtGui import QColor, QFont, QPainter
 
 from ..engine.errors import InputError, OutputError
@@ -43,7 +47,7 @@ from .styling import DISAGREEMENT, PERCENT, PROBABILITY, apply_style
 PAGE_WIDTH_MM = 300.0
 MARGIN_MM, GAP_MM = 8.0, 5.0
 COLUMN_MM = (PAGE_WIDTH_MM - 2 * MARGIN_MM - 2 * GAP_MM) / 3
-HEADER_MM, TITLE_MM, LEGEND_MM, FOOTER_MM = 13.0, 7.0, 24.0, 8.0
+HEADER_MM, TITLE_MM, LEGEND_MM, FOOTER_MM = 13.0, 7.0, 21.0, 8.0
 MAP_HEIGHT_RANGE_MM = (50.0, 150.0)
 PICTURE_WIDTH_PX = 3000
 
@@ -135,7 +139,11 @@ def _relief(path: Path) -> QgsRasterLayer:
     renderer.setZFactor(min(max(150.0 / max(statistics.stdDev, 1.0), 1.0), 3.0))
     layer.setRenderer(renderer)
     layer.brightnessFilter().setBrightness(70)
-    layer.setResamplingStage(layer.resamplingStage())
+    # Shading of pixels that were merely repeated has stripes; it needs a surface.
+    layer.dataProvider().enableProviderResampling(True)
+    layer.dataProvider().setZoomedInResamplingMethod(QgsRasterDataProvider.ResamplingMethod.Cubic)
+    layer.dataProvider().setZoomedOutResamplingMethod(QgsRasterDataProvider.ResamplingMethod.Bilinear)
+    layer.setResamplingStage(Qgis.RasterResamplingStage.Provider)
     return layer
 
 
@@ -189,40 +197,40 @@ def _map(
     item.setFrameStrokeColor(QColor("#888888"))
     layout.addLayoutItem(item)
     _place(item, box)
+    item.setExtent(extent)  # changes the height; zoomToExtent cannot start from a map that has no extent yet
+    _place(item, box)
     item.zoomToExtent(extent)
     return item
 
 
 def _legend(layout: QgsPrintLayout, layer: QgsRasterLayer, title: str, corner: tuple[float, float]) -> None:
+    _label(layout, title, 9, False, (corner[0], corner[1], COLUMN_MM, 6))
     item = QgsLayoutItemLegend(layout)
     layout.addLayoutItem(item)
     item.setAutoUpdateModel(False)
     tree = QgsLayerTree()
     node = tree.addLayer(layer)
-    node.setName(title)
+    QgsLegendRenderer.setNodeLegendStyle(node, QgsLegendStyle.Style.Hidden)
     function = getattr(layer.renderer(), "shader", lambda: None)()
     if function is not None:
         settings = QgsColorRampLegendNodeSettings()
         settings.setOrientation(Qt.Orientation.Horizontal)
         function.rasterShaderFunction().setLegendSettings(settings)
     item.model().setRootGroup(tree)
-    if function is not None:
-        for index in range(len(item.model().layerLegendNodes(node))):
-            QgsMapLayerLegendUtils.setLegendNodeSymbolSize(node, index, QSizeF(70, 4))
-        item.model().refreshLayerLegend(node)
-    else:
-        item.setColumnCount(2)
-        item.setSplitLayer(True)
-    for style, points in (
-        (QgsLegendStyle.Style.Title, 9),
-        (QgsLegendStyle.Style.Subgroup, 9),
-        (QgsLegendStyle.Style.SymbolLabel, 8.5),
-    ):
-        item.setStyleFont(style, _font(points))
+    # The first node repeats the band's description; the heading says it in plainer words.
+    kinds = (QgsColorRampLegendNode, QgsRasterSymbolLegendNode)
+    order = [i for i, legend in enumerate(item.model().layerLegendNodes(node)) if isinstance(legend, kinds)]
+    for index in order if function is not None else ():
+        QgsMapLayerLegendUtils.setLegendNodeSymbolSize(node, index, QSizeF(70, 4))
+    QgsMapLayerLegendUtils.setLegendNodeOrder(node, order)
+    item.model().refreshLayerLegend(node)
+    item.setColumnCount(1 if function is not None else 2)
+    item.setSplitLayer(True)
+    item.setStyleFont(QgsLegendStyle.Style.SymbolLabel, _font(8.5))
+    item.setBoxSpace(0)
     item.setBackgroundEnabled(False)
-    item.attemptMove(QgsLayoutPoint(corner[0], corner[1], QgsUnitTypes.LayoutUnit.LayoutMillimeters))
+    item.attemptMove(QgsLayoutPoint(corner[0], corner[1] + 6, QgsUnitTypes.LayoutUnit.LayoutMillimeters))
     item.adjustBoxSize()
-    item.updateLegend() if function is None else None
     layout.refresh()
     tree.setParent(item)  # the legend draws from it until the layout is gone
 
@@ -242,6 +250,9 @@ def _scale_bar(
     steps = [m * 10**e for e in range(-2, 4) for m in (1, 2, 5)]
     item.setUnitsPerSegment(min(steps, key=lambda step: abs(step - wanted_km)))
     item.setHeight(2.0)
+    text = item.textFormat()
+    text.setSize(9)
+    item.setTextFormat(text)
     layout.addLayoutItem(item)
     item.attemptMove(QgsLayoutPoint(corner[0], corner[1], QgsUnitTypes.LayoutUnit.LayoutMillimeters))
     item.update()
@@ -259,15 +270,13 @@ def _north_arrow(layout: QgsPrintLayout, linked: QgsLayoutItemMap, corner: tuple
 
 
 def _export(layout: QgsPrintLayout, output: Path) -> None:
-    settings = QgsLayoutExporter.ImageExportSettings()
-    settings.dpi = PICTURE_WIDTH_PX / (PAGE_WIDTH_MM / 25.4)
-    settings.generateWorldFile = False
     part = output.with_name(f".{output.stem}.part.png")
     problem: Optional[str] = None
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        outcome = QgsLayoutExporter(layout).exportToImage(str(part), settings)
-        if outcome == QgsLayoutExporter.ExportResult.Success:
+        # Not exportToImage: that wants to georeference the picture, and GDAL complains on the terminal.
+        image = QgsLayoutExporter(layout).renderPageToImage(0, QSize(), PICTURE_WIDTH_PX / (PAGE_WIDTH_MM / 25.4))
+        if image.save(str(part), "PNG"):
             os.replace(part, output)
         else:
             problem = "QGIS could not write the picture"
