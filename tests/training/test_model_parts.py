@@ -7,7 +7,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="torch is not installed in this environment")
 
-from training.conditioning import Conditioning, fit_scales  # noqa: E402
+from training.conditioning import Conditioning, average_cells, fit_scales  # noqa: E402
 from training.config import FeatureConfig, GroupConfig, ModelConfig, SizeConfig  # noqa: E402
 from training.implicit import ImplicitFunction, neighbours  # noqa: E402
 from training.losses import info_nce, masked_bce  # noqa: E402
@@ -166,9 +166,17 @@ def conditioning(*features: FeatureConfig, channels=("a", "b")) -> Conditioning:
 def test_pooling_takes_the_mean_of_what_is_known():
     raw = torch.full((1, 2, 64, 64), float("nan"))
     raw[0, 0, 0, :3] = torch.tensor([3.0, 6.0, 9.0])
-    value, known = conditioning(FeatureConfig("value", ("a",))).unscaled(raw)
-    assert float(value[0, 0, 0, 0]) == pytest.approx(6.0)
-    assert int(known.sum()) == 1
+    cells = average_cells(raw, 4)
+    assert cells.shape == (1, 2, 16, 16)
+    assert float(cells[0, 0, 0, 0]) == pytest.approx(6.0)
+    assert int(torch.isfinite(cells).sum()) == 1
+
+
+def test_windows_and_their_cells_give_the_same_features():
+    raw = torch.rand(1, 2, 64, 64)
+    raw[0, 0, 5:30, 7:40] = float("nan")
+    features = conditioning(FeatureConfig("value", ("a",)), FeatureConfig("relative", ("a",), 120.0))
+    assert torch.equal(features(raw), features(average_cells(raw, 4)))
 
 
 def test_missing_is_zero_after_scaling_and_nothing_is_nan():
@@ -207,7 +215,7 @@ def test_scales_are_median_and_half_the_range_and_leave_shares_alone():
     raw[:, 0] = raw[:, 0] * 1000 + 200
     raw[:, 1] = (raw[:, 1] > 0.9).float()
     pooled = conditioning(FeatureConfig("value", ("a",)), FeatureConfig("value", ("b",)))
-    centres, scales = fit_scales(pooled, raw)
+    centres, scales = fit_scales(pooled, average_cells(raw, 4))
     cells = raw[:, 0].reshape(2, 16, 4, 16, 4).mean(dim=(2, 4)).numpy()
     assert centres[0] == pytest.approx(float(np.median(cells)), rel=1e-3)
     assert scales[0] == pytest.approx(float(np.subtract(*np.quantile(cells, [0.95, 0.05]))) / 2, rel=1e-3)
