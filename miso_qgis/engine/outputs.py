@@ -8,6 +8,7 @@ cancelled removes its folder; what a killed run leaves behind is removed by the 
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import math
 import os
@@ -37,6 +38,7 @@ FLOAT_NODATA = -9999.0
 BYTE_NODATA = 255
 _LOCK = "lock"
 _SPARE_BYTES = 50_000_000
+_DISK_FULL = (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC))
 _CHOOSE = "Choose another folder or file name."
 
 
@@ -137,6 +139,8 @@ class Workspace:
             self._folders[parent] = folder
             self._locks.append(_lock(folder))
         except OSError as error:
+            if error.errno in _DISK_FULL:
+                raise self._full(error, parent) from error
             raise OutputError(
                 f'Output folder "{parent}"',
                 f"nothing can be written there ({error.strerror or error}).",
@@ -193,17 +197,20 @@ class Workspace:
         except OutputError:
             raise
         except (RasterioError, OSError) as error:
-            parent = next(iter(self._folders), Path())
-            free = ""
-            with contextlib.suppress(OSError):
-                free = f" {shutil.disk_usage(parent).free / 1e6:,.0f} MB are free on its disk."
-            cause = str(error.__cause__ or error).strip().rstrip(".")
-            raise OutputError(
-                f'Output folder "{parent}"',
-                f"writing failed ({cause}).{free}",
-                f"About {(self._bytes_needed + _SPARE_BYTES) / 1e6:,.0f} MB are needed while the maps are made.",
-                "Free some space, or choose a folder on another disk.",
-            ) from error
+            raise self._full(error, next(iter(self._folders), Path())) from error
+
+    def _full(self, error: BaseException, parent: Path) -> OutputError:
+        """Return the error of a write that failed, with what is free and what is needed."""
+        free = ""
+        with contextlib.suppress(OSError):
+            free = f" {shutil.disk_usage(parent).free / 1e6:,.0f} MB are free on its disk."
+        cause = str(error.__cause__ or error).strip().rstrip(".")
+        return OutputError(
+            f'Output folder "{parent}"',
+            f"writing failed ({cause}).{free}",
+            f"About {(self._bytes_needed + _SPARE_BYTES) / 1e6:,.0f} MB are needed while the maps are made.",
+            "Free some space, or choose a folder on another disk.",
+        )
 
     def commit(self) -> None:
         """Give every finished file its name; older files of these names are replaced, or kept if that fails.
