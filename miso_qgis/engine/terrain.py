@@ -3,25 +3,21 @@
 Aspect, elevation, maximum curvature, slope, stream power index, SAGA wetness index, topographic position index.
 What SAGA does where cells are missing was found by running it, and differs by tool:
 
-===========================  ===========================================  ====================================
-covariate                    SAGA tool (options)                          a missing neighbour counts as
-===========================  ===========================================  ====================================
-slope, aspect, maximum       ``ta_morphometry 23 -SIZE=4``                the centre cell's own elevation
-curvature
-topographic position index   ``ta_morphometry 28 -SCALE_MIN=1             left out of the mean
-                             -SCALE_MAX=4 -SCALE_NUM=2``
-SAGA wetness index           ``ta_hydrology 15 -SUCTION=10 -AREA_TYPE=2   absent for flow; for the local slope,
-                             -SLOPE_TYPE=0 -SLOPE_OFF=0.01``              the opposite neighbour mirrored
-stream power index           ``ta_hydrology 21 -CONV=0`` on the           as for the wetness index
-                             catchment area and local slope of the above
-===========================  ===========================================  ====================================
+===========================  ===========================  =========================  =================================
+cells around  watershed, 50 m, 3 km parts  Healy, 30 m, 1.8 km parts  synthetic hills, 10 m, 5 km parts
+============  ===========================  =========================  =================================
+0             34 %; 6.9                    39 %; 5.2                  20 %; 7.5
+32            1.2 %; 1.8                   21 %; 1.6                  12 %; 3.2
+64            0.3 %; 0.5                   4.5 %; 1.0                 7.1 %; 2.2
+128           none; 0.00                   none; 0.10                 2.7 %; 1.2
+256                                                                   0.1 %; 0.17
+512                                                                   none; 0.00
+============  ===========================  =========================  =================================
 
-One departure: SAGA leaves slope, aspect and maximum curvature empty within four cells of the raster's *edge* (not of
-nodata). Here the edge follows the same rule as nodata, so that every cell with an elevation has all seven values.
+A river's catchment may of course reach further than any buffer.
 
-Pits are not filled: flow ends in them, as in SAGA. Catchment area and modified catchment area depend on cells at any
-distance. Blocks therefore hand each other what crosses their borders until nothing more does, so that the result does
-not depend on how the raster is cut and needs no upstream buffer; what lies outside the DEM is unknown, as in SAGA.
+The loops are compiled with numba. Measured for the flow alone, 1 Mpx, one core: numba 0.21 s; numpy by levels of flow
+0.48 s (3,275 levels, and slower the smaller the block); scipy's sparse triangular solver 0.94 s and 380 MB more.
 """
 
 from __future__ import annotations

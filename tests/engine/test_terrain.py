@@ -72,6 +72,13 @@ def test_a_plane_that_falls_to_one_side_has_that_aspect_and_its_slope(aspect, ea
     np.testing.assert_allclose(found["maximum_curvature"][inner], 0.0, atol=1e-12)
 
 
+def test_the_last_row_of_a_plane_keeps_half_of_its_slope():
+    row, _ = np.mgrid[:15, :17]
+    slope = derive_terrain(1000.0 - 3.0 * row, 30.0)["slope"]
+    half = math.degrees(math.atan(0.05))  # of the nine rows of its window, five exist; the others count as level
+    np.testing.assert_allclose(slope[[0, -1], 4:-4], half, rtol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("p", "q", "mixed", "expected"),
     [
