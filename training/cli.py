@@ -136,4 +136,8 @@ def main(argv: Optional[List[str]] = None) -> int:
     except MisoError as error:
         print(error, file=sys.stderr)
         return error.exit_code
+    except OSError as error:
+        # A full disk or a read-only folder: the system's own words name the file.
+        print(f"The step could not read or write a file: {error}", file=sys.stderr)
+        return 1
     return status
