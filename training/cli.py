@@ -9,17 +9,22 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import Callable, List, Optional, Tuple
+from typing import TYPE_CHECKING, Callable, List, Optional, Tuple
 
 from miso_qgis.engine.errors import MisoError
 
 from .splits import SPLITS
+
+if TYPE_CHECKING:
+    from .bundled import Workshop
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PREDICTIONS = REPOSITORY / "runs" / "predictions"
 EVALUATION = REPOSITORY / "runs" / "evaluation.json"
 VALIDATION = REPOSITORY / "docs" / "validation.md"
 MODEL_FOLDER = REPOSITORY / "models" / "cpcrw"
+
+RUN = REPOSITORY / "runs" / "bundle"
 
 Arguments = argparse.Namespace
 Parser = argparse.ArgumentParser
@@ -105,6 +110,79 @@ def _shift(arguments: Arguments) -> int:
     return 0
 
 
+def _run_arguments(parser: Parser) -> None:
+    parser.add_argument("--run", type=Path, default=RUN, help="run folder: networks, configuration, environment")
+    parser.add_argument("--seed", type=int, default=1, help="seed of the sample and the networks (default 1)")
+    parser.add_argument("--threads", type=int, default=1, help="processor threads (default 1; more hardly helps)")
+
+
+def _workshop(arguments: Arguments) -> Workshop:
+    import torch
+
+    from .bundled import Workshop
+
+    torch.set_num_threads(arguments.threads)
+    torch.set_flush_denormal(True)  # tiny gradients are many times slower than zero on most processors
+    return Workshop.of(arguments.run)
+
+
+def _pretrain(arguments: Arguments) -> int:
+    count = len(_workshop(arguments).pretrained(arguments.seed, _say))
+    print(f"{count} networks pretrained on covariates alone, in {arguments.run}")
+    return 0
+
+
+def _train(arguments: Arguments) -> int:
+    from . import bundle
+
+    print(f"Written: {bundle.train(_workshop(arguments), arguments.seed, _say)}")
+    return 0
+
+
+def _miso_arguments(parser: Parser) -> None:
+    _protocol_arguments(parser)
+    parser.add_argument("--run", type=Path, default=RUN, help="run folder that keeps pretrained networks")
+    parser.add_argument("--threads", type=int, default=1, help="processor threads (default 1; more hardly helps)")
+
+
+def _miso(arguments: Arguments) -> int:
+    from .bundled import predict_out_of_fold
+
+    predict_out_of_fold(_workshop(arguments), arguments.splits, arguments.seeds, arguments.predictions, _say)
+    return 0
+
+
+def _export_arguments(parser: Parser) -> None:
+    _run_arguments(parser)
+    parser.add_argument("--out", type=Path, default=MODEL_FOLDER, help="model folder (default models/cpcrw)")
+    parser.add_argument("--result", type=Path, default=EVALUATION, help="JSON that `evaluate` wrote, for the card")
+    parser.add_argument(
+        "--single-input",
+        type=Path,
+        help="write one graph with one input and all maps to this file instead; not shipped",
+    )
+
+
+def _export(arguments: Arguments) -> int:
+    from . import bundle
+    from .export import export_whole
+
+    workshop = _workshop(arguments)
+    members = bundle.load_members(workshop, arguments.seed)
+    if arguments.single_input is not None:
+        print(f"Written: {export_whole(members, arguments.single_input, workshop.training.temperature)}")
+        return 0
+    bundle.assemble(workshop, members, arguments.seed, arguments.out, arguments.result, _say)
+    print(f"Written: {arguments.out}")
+    return 0
+
+
+def _bundle(arguments: Arguments) -> int:
+    for step in (_random_forest, _train, _export):
+        step(arguments)
+    return 0
+
+
 def _say(text: str) -> None:
     print(text, flush=True)
 
@@ -116,6 +194,11 @@ STEPS: List[Tuple[str, str, Callable[[Parser], None], Callable[[Arguments], int]
     ("baselines", "predict the protocol's folds with forests and logistic regression", _protocol_arguments, _baselines),
     ("evaluate", "make the protocol's tables and curves from stored predictions", _evaluate_arguments, _evaluate),
     ("shift", "compare the parts of the watershed, and features on them", _shift_arguments, _shift),
+    ("miso", "predict the protocol's folds with MISO", _miso_arguments, _miso),
+    ("pretrain", "pretrain the bundled networks on covariates alone", _run_arguments, _pretrain),
+    ("train", "pretrain (where that is not done) and fit the bundled networks", _run_arguments, _train),
+    ("export", "write the model folder from trained networks", _export_arguments, _export),
+    ("bundle", "make the bundled model: random-forest, train, export", _export_arguments, _bundle),
     ("random-forest", "fit and export the bundled Random Forest", _random_forest_arguments, _random_forest),
 ]
 
