@@ -6,6 +6,7 @@ Owns the steps' order and the folder's files; ``rf_nsp.onnx`` comes from :mod:`t
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from datetime import datetime, timezone
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
+import onnxruntime
 import torch
 from numpy.typing import NDArray
 
@@ -161,8 +163,6 @@ def describe(
 
 def with_ranges(workshop: Workshop) -> Tuple[GroupSpec, ...]:
     """The groups with each channel's lowest and highest value in training."""
-    import dataclasses
-
     stack, groups, at = workshop.stack, [], 0
     for group in cpcrw.groups():
         channels = []
@@ -222,7 +222,7 @@ def disagreement(workshop: Workshop, members: Sequence[Miso], pairs: int = 24) -
         across = np.arange(overlap) + 0.5 + margin
         row, column = (grid.reshape(-1) for grid in np.meshgrid(along, across, indexing="ij"))
         first = _window_probability(workshop, members, corner, row, column + STRIDE_PX)
-        second = _window_probability(workshop, members, corner + [0, STRIDE_PX // step], row, column)
+        second = _window_probability(workshop, members, corner + np.asarray([0, STRIDE_PX // step]), row, column)
         known = place.valid[
             np.clip(corner[0] + (row // step).astype(int), 0, place.valid.shape[0] - 1),
             np.clip(corner[1] + ((column + STRIDE_PX) // step).astype(int), 0, place.valid.shape[1] - 1),
@@ -256,8 +256,6 @@ def check_parity(workshop: Workshop, members: Sequence[Miso], folder: Path) -> f
     Raises:
         RuntimeFailure: If it exceeds what half-precision storage explains.
     """
-    import onnxruntime
-
     size = workshop.config.size
     top, left = (np.asarray(workshop.stack.valid.shape) - size.window_px) // 2
     window = workshop.stack.channels[:, top : top + size.window_px, left : left + size.window_px]

@@ -26,7 +26,7 @@ SHOWN = ("roc_auc", "pr_auc", "precision_at_equal_recall_curve", "f1_half", "pre
 
 def write(manifest: Manifest, workshop: Workshop, result: Optional[Dict[str, Any]]) -> str:
     """Write the card as Markdown."""
-    members = len(workshop.member_seeds(int(manifest.trained["seed"])))
+    seeds = manifest.trained["member_seeds"]
     fit, pretrain, size = workshop.training.fit, workshop.training.pretrain, workshop.config.size
     lines = [
         f"# {manifest.title}",
@@ -53,17 +53,17 @@ def write(manifest: Manifest, workshop: Workshop, result: Optional[Dict[str, Any
         "",
         "## How",
         "",
-        f"- {members} networks whose logits are averaged; each has two Swin V2 encoders ({size.channels} channels in "
+        f"- {len(seeds)} networks whose logits are averaged; each has two Swin V2 encoders ({size.channels} channels in "
         f"the first of {len(size.depths)} stages, tokens of {size.patch_px * size.resolution_m:.0f} m, windows of "
         f"{size.window_px * size.resolution_m / 1000:.2f} km), an implicit function per stage and modality, embeddings "
         f"of {size.embedding}.",
         f"- {pretrain.steps} steps of contrastive pretraining (modalities; visual and geographic), then {fit.steps} "
         f"steps of cross-entropy, {fit.batch} windows each; AdamW, learning rate {fit.learning_rate:g} at most, weight "
-        f"decay {fit.weight_decay:g}, averaged weights; member seeds {', '.join(map(str, manifest.trained['member_seeds']))}.",
+        f"decay {fit.weight_decay:g}, averaged weights; member seeds {', '.join(map(str, seeds))}.",
         "- Learning rates and lengths are the small size's own; the paper's bind its own size.",
         f"- Temperature {workshop.training.temperature:g}, chosen on held-out sectors of the development seed.",
-        f"- Overlapping windows differ by {manifest.window.disagreement:.3f} on average; the largest step that blending "
-        f"leaves between neighbouring pixels is {manifest.trained['largest_seam_step']:.4f}.",
+        f"- Overlapping windows differ by {manifest.window.disagreement:.3f} on average; the largest step that "
+        f"blending leaves between neighbouring pixels is {manifest.trained['largest_seam_step']:.4f}.",
         f"- Made on {manifest.trained['date']} by `python -m training bundle`.",
         "",
         "## Licence and sources",
@@ -78,8 +78,8 @@ def _figures(result: Optional[Dict[str, Any]]) -> List[str]:
     if result is None or evaluate.MISO not in result["tables"]["blocks"]["map"]:
         return ["Not yet measured by the protocol of docs/validation.md."]
     lines = [
-        "Out of fold, on all open cells of the watershed, mean over seeds with 95 % interval (docs/validation.md has the "
-        "protocol and everything else). These figures come from ground next to the training points; elsewhere expect "
+        "Out of fold, on all open cells of the watershed, mean over seeds with 95 % interval (docs/validation.md has "
+        "the protocol and everything else). These figures come from ground next to the training points; elsewhere expect "
         "less.",
     ]
     for split, title in evaluate.SPLIT_TITLES.items():
