@@ -9,7 +9,6 @@ is only what must be known before it starts.
 from __future__ import annotations
 
 import os
-import re
 from dataclasses import dataclass
 from typing import Dict, List, Mapping, Optional, Sequence, Tuple
 
@@ -193,8 +192,19 @@ def likeness(name: str, spec: InputSpec, band: RasterBand) -> int:
 
 
 def words_of(text: str) -> Tuple[str, ...]:
-    """Split a name into lower-case words: "LandCover_2016 (AK)" -> land, cover, 2016, ak."""
-    return tuple(part.lower() for part in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-zà-ÿ]+|\d+|[^\W\d_a-zA-Zà-ÿ]+", text))
+    """Split a name into lower-case words: "NLCDLandCover_2016 (AK)" -> nlcd, land, cover, 2016, ak."""
+    words: List[str] = []
+    before = " "
+    for here, after in zip(text, text[1:] + " "):
+        if here.isalnum():
+            joins = before.isalpha() == here.isalpha() and before.isalnum()
+            starts = here.isupper() and (before.islower() or (before.isupper() and after.islower()))
+            if joins and not starts:
+                words[-1] += here.lower()
+            else:
+                words.append(here.lower())
+        before = here
+    return tuple(words)
 
 
 def _contains(words: Tuple[str, ...], part: Tuple[str, ...]) -> bool:

@@ -15,7 +15,7 @@ from qgis.core import (
 )
 from qgis.gui import QgsDockWidget, QgsFileWidget, QgsMapCanvas, QgsMapLayerComboBox
 from qgis.PyQt import uic
-from qgis.PyQt.QtCore import QSignalBlocker
+from qgis.PyQt.QtCore import QSignalBlocker, Qt
 from qgis.PyQt.QtWidgets import QLabel, QWidget
 
 from ..application.areas import measure_area, transform_geometry
@@ -121,8 +121,10 @@ class MisoDock(QgsDockWidget):
         self.presenter.layers_added.connect(self._on_layers_added)
         self._canvas.destinationCrsChanged.connect(self._show_band)
         project = QgsProject.instance()
-        project.layersAdded.connect(self._refresh_layers)
-        project.layersRemoved.connect(self._refresh_layers)
+        # Later, not now: the combo boxes hear of the same layers, and may hear of them after this panel.
+        queued = Qt.ConnectionType.QueuedConnection
+        project.layersAdded.connect(self._refresh_layers, queued)
+        project.layersRemoved.connect(self._refresh_layers, queued)
 
     def close_down(self) -> None:
         """Stop a run, take the drawing off the map and let go of the project. For the plugin's unload."""

@@ -28,9 +28,9 @@ def plugins() -> Path:
     return PLUGINS
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def provider(qgis_app, qgis_processing):
-    """The provider, registered for the whole session."""
+    """The provider, registered for one module; the test of the plugin's life registers its own."""
     from qgis.core import QgsApplication
 
     from miso_qgis.provider import MisoProvider

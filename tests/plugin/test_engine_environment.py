@@ -79,7 +79,8 @@ def setup(tmp_path, wheels, monkeypatch):
 
 
 def write_lock(locks, digest):
-    text = f"# comment\nmiso-probe-package==1.0 \\\n    --hash=sha256:{digest}\nnot-here==2 ; (sys_platform == 'no') \\\n    --hash=sha256:{digest}\n"
+    end = f" \\\n    --hash=sha256:{digest}\n"
+    text = f"# comment\nmiso-probe-package==1.0{end}not-here==2 ; (sys_platform == 'no'){end}"
     (locks / f"engine-{PLATFORM}.txt").write_text(text)
 
 
