@@ -40,7 +40,7 @@ from .observations import Observations
 from .predictions import Predictor
 
 # Half the widths of `small`: on two cores this halves the time of a step, and several such networks, averaged, are
-# worth more than one wide one. Cells and tokens of 80 m: the rasters are 50 m, and the labels say nothing finer than that.
+# worth more than one wide one. Cells and tokens of 80 m: the rasters are 50 m, and the labels say nothing finer.
 SIZE = SizeConfig(cell_px=8, patch_px=8, channels=16, implicit_widths=(16, 32), embedding=32)
 TRAINING = TrainingConfig(
     pretrain=PretrainConfig(steps=100),

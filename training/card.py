@@ -53,8 +53,8 @@ def write(manifest: Manifest, workshop: Workshop, result: Optional[Dict[str, Any
         "",
         "## How",
         "",
-        f"- {len(seeds)} networks whose logits are averaged; each has two Swin V2 encoders ({size.channels} channels in "
-        f"the first of {len(size.depths)} stages, tokens of {size.patch_px * size.resolution_m:.0f} m, windows of "
+        f"- {len(seeds)} networks whose logits are averaged; each has two Swin V2 encoders ({size.channels} channels "
+        f"in the first of {len(size.depths)} stages, tokens of {size.patch_px * size.resolution_m:.0f} m, windows of "
         f"{size.window_px * size.resolution_m / 1000:.2f} km), an implicit function per stage and modality, embeddings "
         f"of {size.embedding}.",
         f"- {pretrain.steps} steps of contrastive pretraining (modalities; visual and geographic), then {fit.steps} "
@@ -79,8 +79,8 @@ def _figures(result: Optional[Dict[str, Any]]) -> List[str]:
         return ["Not yet measured by the protocol of docs/validation.md."]
     lines = [
         "Out of fold, on all open cells of the watershed, mean over seeds with 95 % interval (docs/validation.md has "
-        "the protocol and everything else). These figures come from ground next to the training points; elsewhere expect "
-        "less.",
+        "the protocol and everything else). These figures come from ground next to the training points; elsewhere "
+        "expect less.",
     ]
     for split, title in evaluate.SPLIT_TITLES.items():
         table = result["tables"][split]["map"]
