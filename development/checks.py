@@ -74,24 +74,22 @@ def run_suites(only: Sequence[str] = ()) -> int:
         outcomes += _gate(setup)
     for suite in ("engine", "training"):
         if suite in wanted:
-            outcomes.append(_pytest(f"{suite} tests", setup.training, tests[suite], _plain_environment(setup)))
+            outcomes.append(_pytest(f"{suite} tests", setup.training, tests[suite], _plain_environment()))
     if "plugin" in wanted:
         for qgis in setup.installations:
             title = f"plugin tests on QGIS {qgis.version}"
             outcomes.append(_pytest(title, setup.test, tests["plugin"], _plugin_environment(setup, qgis)))
     if "release" in wanted:
-        outcomes.append(_pytest("release tests", setup.test, tests["release"], _plain_environment(setup)))
+        outcomes.append(_pytest("release tests", setup.test, tests["release"], _plain_environment()))
     return _summary(outcomes, setup, wanted, time.monotonic() - started)
 
 
-def _plain_environment(setup: Setup) -> Dict[str, str]:
+def _plain_environment() -> Dict[str, str]:
     """The built plugin before the checkout on the path, so that what is tested is what is shipped."""
     return environment(
         PYTHONPATH=f"{BUILD}:{ROOT}",
         PYTHONDONTWRITEBYTECODE="1",
         QT_QPA_PLATFORM="offscreen",
-        MISO_TEST_ENGINE_PYTHON=str(setup.engine),
-        MISO_TEST_TRAINING_PYTHON=str(setup.training),
     )
 
 
@@ -100,7 +98,6 @@ def _plugin_environment(setup: Setup, qgis: Qgis) -> Dict[str, str]:
     path = [str(BUILD), *([qgis.variables["PYTHONPATH"]] if "PYTHONPATH" in qgis.variables else []), str(ROOT)]
     variables["PYTHONPATH"] = ":".join(path)
     variables["PATH"] = f"{qgis.process.parent}:{variables['PATH']}"
-    variables["MISO_TEST_QGIS_VERSION"] = qgis.version
     return variables
 
 

@@ -83,6 +83,11 @@ def find_installations(beside: bool) -> List[Qgis]:
     return found
 
 
+def prepared_installations() -> List[Qgis]:
+    """Those that are ready to run, without preparing any."""
+    return find_installations(beside=(debian.BACKPORTS_ROOT / "complete").is_file())
+
+
 def not_exercised(installations: List[Qgis]) -> List[str]:
     """Release lines that the plugin should be tried on and that this machine does not have."""
     return [line for line in WANTED_LINES if line not in {qgis.line for qgis in installations}]
