@@ -25,13 +25,11 @@ from __future__ import annotations
 import contextlib
 import heapq
 import math
-import os
-import shutil
-import tempfile
+import zlib
 from collections import defaultdict, deque
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Protocol, Sequence, Set, Tuple, TypeVar, cast
+from typing import Any, Callable, Dict, Iterator, List, Optional, Protocol, Sequence, Set, Tuple, TypeVar, cast
 
 import numba
 import numpy as np
@@ -40,9 +38,11 @@ from numpy.typing import NDArray
 from rasterio.windows import Window
 from scipy.ndimage import binary_dilation
 
-from .errors import InputError, MisoError, OutputError, Problem
+from .errors import InputError, OutputError, Problem
 from .messages import RasterSource
+from .outputs import Workspace, output_problems
 from .progress import Progress, Scaled, Silent
+from .rasters import gdal_settings
 
 RADIUS_PX = 4
 """Radius of the quadric's window and of the larger TPI disc, in cells (the "4" of ``sl_4``, ``maxc_4``, ``tpi_4``)."""
@@ -106,10 +106,6 @@ _NEGLIGIBLE_INFLOW = 1e-8
 # How far around a block water and suction are followed in one visit. 32 cells: 9 visits of 4 blocks of 1024 cells;
 # 64: 7; 128: 6, at more work for each; none: 148.
 _OVERLAP_PX = 64
-
-# GDAL's cache is a share of the machine's memory by default, so that memory would grow with the raster. (rasterio
-# counts this setting in bytes.) Blocks are read with margins, which wants the tiles of one row of blocks at most.
-_GDAL_CACHE_BYTES = 32_000_000
 
 _Kernel = TypeVar("_Kernel", bound=Callable[..., Any])
 
@@ -847,8 +843,9 @@ def write_terrain(
 ) -> Dict[str, Path]:
     """Write the covariates of a DEM as GeoTIFFs ``<covariate>.tif`` on the DEM's own grid.
 
-    Memory does not grow with the area; two scratch files of 8 bytes per cell lie in ``output_dir`` meanwhile. Results
-    appear under their names only when all of them are complete; after an error or a cancellation nothing is left.
+    Memory does not grow with the area; two scratch files of 8 bytes per cell lie in a hidden folder of ``output_dir``
+    meanwhile. Results are read back and get their names when all of them are complete; after an error or a
+    cancellation nothing is left, and older results of these names are as they were.
 
     Args:
         dem: Elevation in m in a projected CRS with square cells; scale and offset are applied; masks, nodata, NaN and
@@ -880,42 +877,56 @@ def write_terrain(
         )
     with _opened(dem) as (elevation, cell_m):
         paths = {name: output_dir / f"{name}.tif" for name in covariates}
-        _refuse_overwriting(dem, paths)
-        # Two planes of float64 at first, then the results, which deflate makes smaller but not reliably so.
+        problems = output_problems(paths, {"dem": dem}, ())
+        if problems:
+            raise OutputError.of(problems)
+        # Two planes of float64, and the results, which deflate makes smaller but not reliably so.
         needed = elevation.height * elevation.width * (16 + 4 * len(covariates))
-        with _scratch_folder(output_dir, needed) as scratch:
-            finished = _write_all(elevation, cell_m, dem, scratch, progress, tpi_statistics, covariates, block_px)
+        with _empty_folder_removed(output_dir), Workspace(paths, needed) as workspace:
+            _write_all(elevation, cell_m, dem, workspace, progress, tpi_statistics, covariates, block_px)
             progress.raise_if_cancelled()
-            for name, path in paths.items():
-                os.replace(finished[name], path)
+            workspace.commit()
     return paths
+
+
+@contextlib.contextmanager
+def _empty_folder_removed(folder: Path) -> Iterator[None]:
+    """Remove ``folder`` after an error if it was made meanwhile and holds nothing."""
+    existed = folder.exists()
+    try:
+        yield
+    except BaseException:
+        if not existed and folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+        raise
 
 
 def _write_all(
     elevation: _RasterElevation,
     cell_m: float,
     dem: RasterSource,
-    scratch: Path,
+    workspace: Workspace,
     progress: Progress,
     given: Optional[TpiStatistics],
     covariates: Sequence[str],
     block_px: int,
-) -> Dict[str, Path]:
-    """Compute all stages and write complete files into ``scratch``."""
+) -> None:
+    """Compute all stages and leave complete, checked files in ``workspace``."""
     height, width = elevation.height, elevation.width
     blocks = _blocks(height, width, block_px)
     survey = _survey(elevation, blocks, _stage(progress, 0), _PlausibilityCheck(dem))
     statistics = given or survey.statistics
-    with contextlib.ExitStack() as stack:
+    with workspace.writing(), contextlib.ExitStack() as stack:
         area: Optional[_FilePlane] = None
         modified: Optional[_FilePlane] = None
         if {"stream_power_index", "saga_wetness_index"} & set(covariates):
+            scratch = workspace.scratch()
             area = stack.enter_context(contextlib.closing(_FilePlane(scratch / "area", height, width)))
             modified = stack.enter_context(contextlib.closing(_FilePlane(scratch / "modified", height, width)))
             _catchment(elevation, blocks, survey.highest, cell_m, area, _stage(progress, 1))
             _modified_catchment(elevation, blocks, cell_m, area, modified, _stage(progress, 2))
-        finished = {name: scratch / f"{name}.tif" for name in covariates}
-        files = {name: stack.enter_context(elevation.create(path, name)) for name, path in finished.items()}
+        files = {n: stack.enter_context(elevation.create(workspace.finished(n), n)) for n in covariates}
+        written: List[Tuple[str, Window, int]] = []
         last = _stage(progress, 3)
         for n, block in enumerate(blocks):
             progress.raise_if_cancelled()
@@ -927,11 +938,30 @@ def _write_all(
                 modified.read(block, 1) if modified else None,
                 covariates,
             )
+            window = elevation.window(block)
             for name, values in results.items():
                 values[np.isnan(values)] = NODATA
-                files[name].write(elevation.turned(values), 1, window=elevation.window(block))
+                turned = np.ascontiguousarray(elevation.turned(values))
+                files[name].write(turned, 1, window=window)
+                written.append((name, window, zlib.crc32(turned.tobytes())))
             last.report(n + 1, len(blocks), "Writing covariates")
-    return finished
+    with workspace.writing():
+        _verify(written, workspace, progress)
+
+
+def _verify(written: Sequence[Tuple[str, Window, int]], workspace: Workspace, progress: Progress) -> None:
+    """Compare the closed files with what was written: GDAL flushes on closing, and says nothing if the disk is full."""
+    for name, path in workspace.paths.items():
+        with rasterio.open(workspace.finished(name)) as dataset:
+            for _, window, checksum in (entry for entry in written if entry[0] == name):
+                progress.raise_if_cancelled()
+                if zlib.crc32(dataset.read(1, window=window).tobytes()) != checksum:
+                    raise OutputError(
+                        f'Output "{name}" ({path})',
+                        "read back, it is not what was written.",
+                        "A disk with enough space that keeps what is written is needed.",
+                        "Check the disk's free space and health, or choose another folder.",
+                    )
 
 
 def _stage(progress: Progress, n: int) -> Progress:
@@ -960,7 +990,7 @@ def _too_small(what: str, shape: Sequence[int]) -> InputError:
 @contextlib.contextmanager
 def _opened(source: RasterSource) -> Iterator[Tuple[_RasterElevation, float]]:
     """Open a DEM, refuse what cannot give right results, and yield it with its cell size in metres."""
-    with rasterio.Env(GDAL_CACHEMAX=_GDAL_CACHE_BYTES):
+    with gdal_settings():
         try:
             dataset = rasterio.open(source.path)
         except rasterio.errors.RasterioError as error:
@@ -1054,52 +1084,3 @@ class _PlausibilityCheck:
                 "At least one elevation is needed.",
                 "Check its nodata value, or choose a DEM that covers the area.",
             )
-
-
-def _refuse_overwriting(dem: RasterSource, paths: Mapping[str, Path]) -> None:
-    for name, path in paths.items():
-        if path.exists() and os.path.exists(dem.path) and os.path.samefile(path, dem.path):
-            raise OutputError(
-                f'Result "{path}" ({name})',
-                "is the DEM itself.",
-                "Results are written beside inputs, never over them.",
-                "Choose another folder, or rename the DEM.",
-            )
-
-
-@contextlib.contextmanager
-def _scratch_folder(output_dir: Path, needed_bytes: int) -> Iterator[Path]:
-    """Make a folder for unfinished files inside ``output_dir`` and remove it whatever happens.
-
-    Raises:
-        OutputError: In place of any operating system error inside, naming the folder and what is needed.
-    """
-    made: Optional[Path] = None
-    existed = output_dir.is_dir()
-    try:
-        output_dir.mkdir(parents=True, exist_ok=True)
-        made = Path(tempfile.mkdtemp(prefix=".terrain-", dir=output_dir))
-        free = shutil.disk_usage(output_dir).free
-        if free < needed_bytes:
-            raise OutputError(
-                f'Folder "{output_dir}"',
-                f"has {free / 1e6:.0f} MB free.",
-                f"Up to {needed_bytes / 1e6:.0f} MB are needed while it runs.",
-                "Free some space or choose another folder.",
-            )
-        yield made
-    except MisoError:
-        raise
-    except (OSError, rasterio.errors.RasterioError) as error:
-        raise OutputError(
-            f'Folder "{output_dir}"',
-            f"cannot be written ({error}).",
-            f"It must be writable and have up to {needed_bytes / 1e6:.0f} MB free.",
-            "Check its permissions and the free space, or choose another folder.",
-        ) from error
-    finally:
-        if made is not None:
-            shutil.rmtree(made, ignore_errors=True)
-        # A folder that this run made and that holds no result is left-over too.
-        if not existed and output_dir.is_dir() and not any(output_dir.iterdir()):
-            output_dir.rmdir()
