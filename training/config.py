@@ -132,11 +132,32 @@ SIZES: Dict[str, SizeConfig] = {
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """A network: its groups, its size and its tasks (name -> number of outputs; 1 is a binary task)."""
+    """A network.
+
+    Attributes:
+        groups: Its modalities.
+        size: Its widths and depths.
+        tasks: Name -> number of outputs; 1 is a binary task.
+        views: Sets of groups whose embeddings are summed; the logits of all views are averaged, and each view is
+            trained. Empty: one view, of all groups. A second view without a group keeps the answer from resting on that
+            group alone where its classes mean something else than in training.
+    """
 
     groups: Tuple[GroupConfig, ...]
     size: SizeConfig = field(default_factory=SizeConfig)
     tasks: Dict[str, int] = field(default_factory=lambda: {"nsp": 1})
+    views: Tuple[Tuple[str, ...], ...] = ()
+
+    def __post_init__(self) -> None:
+        names = {group.name for group in self.groups}
+        for view in self.views:
+            if not view or not set(view) <= names:
+                raise ValueError(f"view {view} must name groups of {sorted(names)}")
+
+    @property
+    def all_views(self) -> Tuple[Tuple[str, ...], ...]:
+        """The views, at least one."""
+        return self.views or (tuple(group.name for group in self.groups),)
 
 
 @dataclass(frozen=True)
@@ -178,6 +199,8 @@ class FitConfig:
         group_dropout: Chance that a window misses one whole group.
         feature_dropout: Chance of each feature to be missing in a window.
         flips: Mirror windows; aspect stays the true azimuth, only places are mirrored.
+        negated: Channels whose sign is turned in a random half of the windows: a symmetry that the answer should have.
+            With the sine of aspect, a slope counts the same whether it faces east or west, as the sun sees it.
     """
 
     steps: int = 300
@@ -193,6 +216,7 @@ class FitConfig:
     group_dropout: float = 0.0
     feature_dropout: float = 0.0
     flips: bool = True
+    negated: Tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -96,20 +96,24 @@ class DecoderMember(nn.Module):
         self.mappers = nn.ModuleList(part.mapper for part in parts)
         self.visual: Mapper = model.visual
         self.heads = model.heads
+        order = list(model.modalities)
+        self.views = [[order.index(name) for name in view] for view in model.config.all_views]
 
     def forward(self, rows_px: Tensor, columns_px: Tensor, maps: Sequence[Tensor]) -> Dict[str, Tensor]:
         """Maps of this member, group after group and stage after stage."""
         rest = list(maps)
-        combined = None
+        modalities: List[Tensor] = []
         for stages, norm, mapper in zip(self.stages, self.norms, self.mappers):
             embedding = None
             for stage in cast("nn.ModuleList", stages):
                 value = stage(rest.pop(0), rows_px, columns_px)
                 embedding = value if embedding is None else embedding + value
-            mapped = mapper(norm(embedding))
-            combined = mapped if combined is None else combined + mapped
-        visual = self.visual(cast("Tensor", combined))
-        return {task: cast("Head", head)(visual) for task, head in self.heads.items()}
+            modalities.append(mapper(norm(embedding)))
+        visuals = [self.visual(_total([modalities[i] for i in view])) for view in self.views]
+        return {
+            task: _total([cast("Head", head)(visual) for visual in visuals]) * (1.0 / len(visuals))
+            for task, head in self.heads.items()
+        }
 
 
 class DecoderGraph(nn.Module):
@@ -153,6 +157,13 @@ class WholeGraph(nn.Module):
         centres = torch.arange(self.side, dtype=torch.float32) + 0.5
         probabilities: Tuple[Tensor, ...] = self.decoder(centres, centres, *maps)
         return probabilities
+
+
+def _total(values: Sequence[Tensor]) -> Tensor:
+    total = values[0]
+    for value in values[1:]:
+        total = total + value
+    return total
 
 
 def map_names(members: Sequence[Miso]) -> List[str]:

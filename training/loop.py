@@ -107,10 +107,15 @@ def fit(
         columns = torch.cat([batch["point_columns_px"], batch["location_columns_px"]], dim=1)
         found = model.embed(raw, rows, columns, keep)
         asked = batch["label"].shape[1]
-        logit = model.predict(found.visual[:, :asked])["nsp"][..., 0]
-        value = masked_bce(logit, batch["label"], batch["counts"], settings.smoothing)
+        logits = [model.predict(visual[:, :asked])["nsp"][..., 0] for visual in found.visual]
+        value = torch.stack(
+            [masked_bce(logit, batch["label"], batch["counts"], settings.smoothing) for logit in logits]
+        ).mean()
         if locations:
-            rest = Embeddings({k: v[:, asked:] for k, v in found.modalities.items()}, found.visual[:, asked:])
+            rest = Embeddings(
+                {name: embedding[:, asked:] for name, embedding in found.modalities.items()},
+                [visual[:, asked:] for visual in found.visual],
+            )
             value = value + settings.contrastive_weight * _contrastive(model, rest, batch, contrast)
         return value
 
@@ -124,7 +129,7 @@ def _contrastive(model: Miso, found: Embeddings, batch: Batch, settings: Pretrai
     pairs = [(i, j) for i in range(len(flat)) for j in range(i)]
     between = [info_nce(flat[i], flat[j], settings.temperature) for i, j in pairs]
     geo = model.geo(batch["location_scaled"]).flatten(0, 1)
-    located = info_nce(found.visual.flatten(0, 1), geo, settings.temperature)
+    located = info_nce(found.visual[0].flatten(0, 1), geo, settings.temperature)
     return torch.stack(between).mean() + settings.geo_weight * located
 
 
@@ -214,11 +219,22 @@ class _Runner:
         metres = torch.as_tensor(fields["location_m"])
         batch["location_scaled"] = scale_coordinates(metres[..., 0], metres[..., 1]).to(self.device)
         rows, columns = (fields[name].reshape(jobs * windows, -1).astype(np.int64) for name in ("rows", "columns"))
+        signs = self._signs(windows, generators)
         for name, raw in cut(self.scene, rows, columns).items():
-            batch[name] = raw.reshape(jobs, windows, *raw.shape[1:])
+            batch[name] = raw.reshape(jobs, windows, *raw.shape[1:]) * signs[name]
         for name, keep in self._keep(windows, generators).items():
             batch[f"keep_{name}"] = keep
         return batch
+
+    def _signs(self, windows: int, generators: Sequence[np.random.Generator]) -> Dict[str, Tensor]:
+        """Factor of each raw channel per window, 1 or -1: {group: (J, N, C, 1, 1)}."""
+        turned = np.stack([generator.random(windows) < 0.5 for generator in generators])  # (J, N)
+        signs: Dict[str, Tensor] = {}
+        for group in self.config.groups:
+            is_negated = np.array([channel in self.settings.negated for channel in group.channels])
+            factor = np.where(turned[:, :, None] & is_negated, -1.0, 1.0).astype(np.float32)
+            signs[group.name] = torch.as_tensor(factor, device=self.device)[..., None, None]
+        return signs
 
     def _keep(self, windows: int, generators: Sequence[np.random.Generator]) -> Dict[str, Tensor]:
         """Which features each window sees: {group: (J, N, F) of 0 and 1}. At most one group is missing at a time."""

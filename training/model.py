@@ -23,10 +23,10 @@ GEO_Y_RANGE = (2400005.0, 5.0)
 
 
 class Embeddings(NamedTuple):
-    """What is known of Q locations of N windows: per modality and combined, each (N, Q, D)."""
+    """What is known of Q locations of N windows, each (N, Q, D): per modality, and combined for every view."""
 
     modalities: Dict[str, Tensor]
-    visual: Tensor
+    visual: List[Tensor]
 
 
 class Mapper(nn.Module):
@@ -158,15 +158,19 @@ class Miso(nn.Module):
             part = cast("Modality", modality)  # reason: ModuleDict forgets what it holds
             maps = part.maps(raw[name], None if keep is None else keep[name])
             found[name] = part(maps, rows_px, columns_px)
-        return Embeddings(found, self.visual(torch.stack(list(found.values())).sum(dim=0)))
+        views = self.config.all_views
+        return Embeddings(
+            found, [self.visual(torch.stack([found[name] for name in view]).sum(dim=0)) for view in views]
+        )
 
     def predict(self, visual: Tensor) -> Dict[str, Tensor]:
-        """Logits (N, Q, K) of every task from visual embeddings (N, Q, D)."""
+        """Logits (N, Q, K) of every task from one view's visual embeddings (N, Q, D)."""
         return {task: head(visual) for task, head in self.heads.items()}
 
     def forward(self, raw: Mapping[str, Tensor], rows_px: Tensor, columns_px: Tensor) -> Dict[str, Tensor]:
-        """Logits (N, Q, K) of every task at coordinates (N, Q) of raw windows."""
-        return self.predict(self.embed(raw, rows_px, columns_px).visual)
+        """Logits (N, Q, K) of every task at coordinates (N, Q) of raw windows, averaged over the views."""
+        views = [self.predict(visual) for visual in self.embed(raw, rows_px, columns_px).visual]
+        return {task: torch.stack([view[task] for view in views]).mean(dim=0) for task in self.heads}
 
     def bake(self) -> None:
         """Fix what does not depend on the input, before an export."""

@@ -45,7 +45,7 @@ HALF_TOLERANCE = 0.03
 
 def member(seed):
     torch.manual_seed(seed)
-    model = Miso(ModelConfig(GROUPS, SIZE, {"nsp": 1, "orders": 3})).eval()
+    model = Miso(ModelConfig(GROUPS, SIZE, {"nsp": 1, "orders": 3}, (("terrain", "surface"), ("terrain",)))).eval()
     with torch.no_grad():  # fresh heads answer 0.5 everywhere, which would compare nothing
         for parameter in model.parameters():
             if parameter.dim() > 1:

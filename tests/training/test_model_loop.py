@@ -142,6 +142,36 @@ def test_jobs_side_by_side_learn_what_they_learn_alone():
         assert float(apart.quantile(0.9)) < 1e-5
 
 
+def test_a_negated_channel_cannot_tell_its_signs_apart():
+    rows, columns = np.meshgrid(np.arange(90) - 45.0, np.arange(70) - 35.0, indexing="ij")
+    terrain = np.stack([rows, columns]).astype(np.float32)
+    surface = np.zeros((1, 90, 70), np.float32)
+    place = Scene({"terrain": torch.tensor(terrain), "surface": torch.tensor(surface)}, rows < 99, (0.0, 0.0), 10.0)
+    flat = ModelConfig(
+        (
+            GroupConfig("terrain", ("row", "column"), (FeatureConfig("value", ("column",), scale=20.0),)),
+            CONFIG.groups[1],
+        ),
+        SIZE,
+    )
+    generator = np.random.default_rng(0)
+    row, column = generator.uniform(0, 90, 300), generator.uniform(0, 70, 300)
+    points = Points(row, column, (column < 35).astype(np.float32))  # the sign of the second channel
+    found = {}
+    for negated in ((), ("column",)):
+        settings = FitConfig(
+            steps=60, batch=4, points=40, learning_rate=5e-3, average_decay=0.9, negated=negated, flips=False
+        )
+        start = loop.initial_parameters(flat, 0)
+        parameters = loop.fit(flat, settings, PretrainConfig(), place.coarsened(4), [loop.Job(1, points, start)])[0]
+        logits = loop.predict_logits(
+            [loop.with_parameters(flat, parameters)], place.coarsened(4), row, column, (16, 24)
+        )
+        found[negated] = ((logits > 0) == (points.label > 0.5)).mean()
+    assert found[()] > 0.9
+    assert found[("column",)] < 0.75
+
+
 def test_a_class_that_the_surface_shows_is_learned():
     settings = FitConfig(steps=80, batch=4, points=40, learning_rate=5e-3, average_decay=0.9)
     place = scene().coarsened(4)
