@@ -15,9 +15,6 @@ cells around  watershed, 50 m, 3 km parts  Healy, 30 m, 1.8 km parts  synthetic 
 ============  ===========================  =========================  =================================
 
 A river's catchment may of course reach further than any buffer.
-
-The loops are compiled with numba. Measured for the flow alone, 1 Mpx, one core: numba 0.21 s; numpy by levels of flow
-0.48 s (3,275 levels, and slower the smaller the block); scipy's sparse triangular solver 0.94 s and 380 MB more.
 """
 
 from __future__ import annotations
@@ -29,9 +26,8 @@ import zlib
 from collections import defaultdict, deque
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, List, Optional, Protocol, Sequence, Set, Tuple, TypeVar, cast
+from typing import Any, Dict, Iterator, List, Optional, Protocol, Sequence, Set, Tuple
 
-import numba
 import numpy as np
 import rasterio
 from numpy.typing import NDArray
@@ -43,18 +39,13 @@ from .messages import RasterSource
 from .outputs import Workspace, output_problems
 from .progress import Progress, Scaled, Silent
 from .rasters import gdal_settings
-
-RADIUS_PX = 4
-"""Radius of the quadric's window and of the larger TPI disc, in cells (the "4" of ``sl_4``, ``maxc_4``, ``tpi_4``)."""
+from .terrain_kernels import RADIUS_PX, FloatArray, drain, local_gradient, position, quadric, smooth, suck
 
 SUCTION = 10.0
 """SAGA's ``t``: the lower, the further wetness reaches out of the valley floor."""
 
 SLOPE_OFFSET_DEG = 0.01
 """Added to the slope in the wetness index, which would otherwise be infinite on flat ground."""
-
-FLOW_CONVERGENCE = 1.1
-"""Exponent of the multiple-flow-direction weights (Freeman 1991, with the angle in place of the gradient)."""
 
 NODATA = -9999.0
 BLOCK_PX = 512
@@ -97,8 +88,6 @@ DESCRIPTIONS: Dict[str, str] = {
 TpiStatistics = Tuple[float, float, float, float]
 """Mean and standard deviation (m) of elevation minus its mean within 1 cell, then the same for 4 cells."""
 
-FloatArray = NDArray[Any]
-
 # Below this, in cells, water that crosses a block's border is not followed any further. Catchment areas are at least
 # one cell, so that what is lost is under the resolution of float32.
 _NEGLIGIBLE_INFLOW = 1e-8
@@ -106,229 +95,6 @@ _NEGLIGIBLE_INFLOW = 1e-8
 # How far around a block water and suction are followed in one visit. 32 cells: 9 visits of 4 blocks of 1024 cells;
 # 64: 7; 128: 6, at more work for each; none: 148.
 _OVERLAP_PX = 64
-
-_Kernel = TypeVar("_Kernel", bound=Callable[..., Any])
-
-
-def _compiled(function: _Kernel) -> _Kernel:
-    """Compile with numba; keep the machine code between runs where some folder for it is writable."""
-    try:
-        kernel = numba.njit(cache=True, nogil=True)(function)
-    except RuntimeError:  # neither the package's nor the user's cache folder can be written
-        kernel = numba.njit(nogil=True)(function)
-    return cast(_Kernel, kernel)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Kernels. ``z`` is elevation (float64, NaN = missing), row 0 in the north, column 0 in the west, padded on each side.
-
-
-@_compiled
-def _quadric(z: FloatArray, cell_m: float, slope: FloatArray, aspect: FloatArray, curvature: FloatArray) -> None:
-    """Fit ``a x^2 + b y^2 + c x y + d x + e y + f`` to 9 x 9 cells by least squares (Wood 1996); ``z`` is padded by 4.
-
-    On a full square window the normal equations separate, so that a, b, ... are ratios of a few sums.
-    """
-    r = RADIUS_PX
-    n = float((2 * r + 1) ** 2)
-    k2 = 0.0
-    k4 = 0.0
-    for k in range(-r, r + 1):
-        k2 += float(k * k)
-        k4 += float(k * k) * float(k * k)
-    x2 = (2 * r + 1) * k2  # sum of x^2 over the window; x^4 and x^2 y^2 likewise
-    x4 = (2 * r + 1) * k4
-    x2y2 = k2 * k2
-    height, width = slope.shape
-    for i in range(height):
-        for j in range(width):
-            centre = z[i + r, j + r]
-            if math.isnan(centre):
-                slope[i, j] = aspect[i, j] = curvature[i, j] = np.nan
-                continue
-            s = sx = sy = sxx = syy = sxy = 0.0
-            for m in range(-r, r + 1):
-                row = row_x = row_xx = 0.0
-                for k in range(-r, r + 1):
-                    v = z[i + r + m, j + r + k] - centre
-                    if not math.isnan(v):
-                        row += v
-                        row_x += k * v
-                        row_xx += k * k * v
-                s += row
-                sx += row_x
-                sxx += row_xx
-                sy -= m * row  # rows count southwards, y northwards
-                syy += m * m * row
-                sxy -= m * row_x
-            d = sx / (x2 * cell_m)
-            e = sy / (x2 * cell_m)
-            c = sxy / (x2y2 * cell_m * cell_m)
-            a_plus_b = (sxx + syy - 2.0 * x2 / n * s) / ((x4 + x2y2 - 2.0 * x2 * x2 / n) * cell_m * cell_m)
-            a_minus_b = (sxx - syy) / ((x4 - x2y2) * cell_m * cell_m)
-            slope[i, j] = math.degrees(math.atan(math.sqrt(d * d + e * e)))
-            angle = 270.0 - math.degrees(math.atan2(e, d))
-            aspect[i, j] = angle - 360.0 if angle >= 360.0 else angle
-            curvature[i, j] = -a_plus_b + math.sqrt(a_minus_b * a_minus_b + c * c)
-
-
-@_compiled
-def _position(z: FloatArray, near: FloatArray, far: FloatArray) -> None:
-    """Elevation minus the mean of the disc of 1 cell (``near``) and of 4 cells (``far``), m; ``z`` is padded by 4."""
-    r = RADIUS_PX
-    height, width = near.shape
-    for i in range(height):
-        for j in range(width):
-            centre = z[i + r, j + r]
-            if math.isnan(centre):
-                near[i, j] = far[i, j] = np.nan
-                continue
-            near_sum = far_sum = 0.0
-            near_n = far_n = 0
-            for m in range(-r, r + 1):
-                for k in range(-r, r + 1):
-                    d2 = m * m + k * k
-                    if d2 > r * r:
-                        continue
-                    v = z[i + r + m, j + r + k] - centre
-                    if math.isnan(v):
-                        continue
-                    far_sum += v
-                    far_n += 1
-                    if d2 <= 1:
-                        near_sum += v
-                        near_n += 1
-            near[i, j] = -near_sum / near_n
-            far[i, j] = -far_sum / far_n
-
-
-@_compiled
-def _local_gradient(z: FloatArray, cell_m: float, gradient: FloatArray) -> None:
-    """Tangent of the slope from the four neighbours (Zevenbergen & Thorne 1987); ``z`` is padded by 1.
-
-    A missing neighbour is mirrored from the opposite one; with both missing that direction is level.
-    """
-    height, width = gradient.shape
-    for i in range(height):
-        for j in range(width):
-            centre = z[i + 1, j + 1]
-            if math.isnan(centre):
-                gradient[i, j] = np.nan
-                continue
-            square = 0.0
-            for axis in range(2):
-                if axis == 0:
-                    before = centre - z[i, j + 1]
-                    after = z[i + 2, j + 1] - centre
-                else:
-                    before = centre - z[i + 1, j]
-                    after = z[i + 1, j + 2] - centre
-                if math.isnan(before):
-                    before = after
-                if math.isnan(after):
-                    after = before
-                if not math.isnan(after):
-                    g = (before + after) / (2.0 * cell_m)
-                    square += g * g
-            gradient[i, j] = math.sqrt(square)
-
-
-@_compiled
-def _drain(z: FloatArray, order: NDArray[Any], cell_m: float, water: FloatArray) -> None:
-    """Move ``water`` (cells, padded by 1 like ``z``) downhill through the block, adding up what passes each cell.
-
-    ``order`` holds flat indices of the padded array, highest first. On return the inner cells hold what has passed
-    through them, the padding what has left the block.
-    """
-    width = z.shape[1]
-    weight = np.empty(8)
-    for n in range(order.size):
-        i = order[n] // width
-        j = order[n] - i * width
-        passing = water[i, j]
-        if passing <= 0.0:
-            continue
-        centre = z[i, j]
-        total = 0.0
-        t = 0
-        for m in range(-1, 2):
-            for k in range(-1, 2):
-                if m == 0 and k == 0:
-                    continue
-                drop = centre - z[i + m, j + k]
-                weight[t] = 0.0
-                if drop > 0.0:  # False for NaN
-                    run = cell_m if m == 0 or k == 0 else cell_m * math.sqrt(2.0)
-                    weight[t] = math.atan(drop / run) ** FLOW_CONVERGENCE
-                    total += weight[t]
-                t += 1
-        if total <= 0.0:
-            continue
-        t = 0
-        for m in range(-1, 2):
-            for k in range(-1, 2):
-                if m == 0 and k == 0:
-                    continue
-                if weight[t] > 0.0:
-                    water[i + m, j + k] += passing * (weight[t] / total)
-                t += 1
-
-
-@_compiled
-def _suck(area: FloatArray, factor: FloatArray) -> bool:
-    """Raise each cell of ``area`` to ``factor`` times its largest neighbour where that is more, until nothing changes.
-
-    Both are padded by 1; the padding of ``area`` is given and stays. Missing cells hold 0 in both. Returns whether
-    anything changed. The result is the largest product over all paths, so the order of visits does not matter.
-    """
-    height, width = area.shape
-    any_change = False
-    forward = True
-    changed = True
-    while changed:
-        changed = False
-        for p in range(1, height - 1):
-            i = p if forward else height - 1 - p
-            for q in range(1, width - 1):
-                j = q if forward else width - 1 - q
-                f = factor[i, j]
-                if f <= 0.0:
-                    continue
-                best = 0.0
-                for m in range(-1, 2):
-                    for k in range(-1, 2):
-                        v = area[i + m, j + k]
-                        if v > best:
-                            best = v
-                if f * best > area[i, j]:
-                    area[i, j] = f * best
-                    changed = True
-        any_change = any_change or changed
-        forward = not forward
-    return any_change
-
-
-@_compiled
-def _smooth(area: FloatArray, modified: FloatArray, smoothed: FloatArray) -> None:
-    """Average ``modified`` over 3 x 3 cells where suction has changed one; both are padded by 1, 0 = missing."""
-    height, width = smoothed.shape
-    for i in range(height):
-        for j in range(width):
-            if area[i + 1, j + 1] <= 0.0:
-                smoothed[i, j] = np.nan
-                continue
-            total = 0.0
-            n = 0
-            touched = False
-            for m in range(3):
-                for k in range(3):
-                    if area[i + m, j + k] > 0.0:
-                        total += modified[i + m, j + k]
-                        n += 1
-                        if modified[i + m, j + k] > area[i + m, j + k]:
-                            touched = True
-            smoothed[i, j] = total / n if touched else modified[i + 1, j + 1]
-
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Where elevations come from and where intermediate planes stay.
@@ -586,7 +352,7 @@ def _survey(
         if check is not None:
             check.look(inner[valid])
         near, far = np.empty(inner.shape), np.empty(inner.shape)
-        _position(z, near, far)
+        position(z, near, far)
         near_moments.add(near)
         far_moments.add(far)
         progress.report(n + 1, len(blocks), "Reading the DEM")
@@ -656,7 +422,7 @@ def _catchment(
             own = (slice(margin, -margin), slice(margin, -margin))
             water[own][~np.isnan(z[own])] = 1.0
         inflow.take(n, water, margin)
-        _drain(z, _downhill(z), cell_m, water)
+        drain(z, _downhill(z), cell_m, water)
         reach = block.grown(_OVERLAP_PX, elevation.height, elevation.width)
         inner = reach.within(block, margin)
         area.write(reach, area.read(reach, 0) + water[inner])
@@ -689,7 +455,7 @@ def _suction_factor(gradient: FloatArray) -> FloatArray:
 
 def _gradient(z: FloatArray, cell_m: float) -> FloatArray:
     gradient = np.empty((z.shape[0] - 2, z.shape[1] - 2))
-    _local_gradient(z, cell_m, gradient)
+    local_gradient(z, cell_m, gradient)
     return gradient
 
 
@@ -721,7 +487,7 @@ def _modified_catchment(
         before = raised.copy()
         factor = np.pad(_suction_factor(_gradient(elevation.read(reach, 1), cell_m)), 1)
         visits += 1
-        if _suck(raised, factor):
+        if suck(raised, factor):
             modified.write(reach, raised[1:-1, 1:-1])
             # The ring around the reach, where it touches a cell that has risen.
             beyond = binary_dilation(raised != before, np.ones((3, 3), dtype=bool))
@@ -749,18 +515,18 @@ def _covariates(
     wanted = set(names)
     if wanted & {"slope", "aspect", "aspect_sin", "aspect_cos", "maximum_curvature"}:
         slope, aspect, curvature = np.empty(inner.shape), np.empty(inner.shape), np.empty(inner.shape)
-        _quadric(z, cell_m, slope, aspect, curvature)
+        quadric(z, cell_m, slope, aspect, curvature)
         results.update(slope=slope, aspect=aspect, maximum_curvature=curvature)
         results.update(aspect_sin=np.sin(np.radians(aspect)), aspect_cos=np.cos(np.radians(aspect)))
     if "topographic_position_index" in wanted:
         near, far = np.empty(inner.shape), np.empty(inner.shape)
-        _position(z, near, far)
+        position(z, near, far)
         results["topographic_position_index"] = _standardised(near, far, statistics)
     if area is not None and modified is not None:
         gradient = _gradient(z[r - 1 : 1 - r, r - 1 : 1 - r], cell_m)
         results["stream_power_index"] = area[1:-1, 1:-1] * (cell_m * cell_m) * gradient
         smoothed = np.empty(inner.shape)
-        _smooth(area, modified, smoothed)
+        smooth(area, modified, smoothed)
         slope_rad = np.arctan(gradient) + math.radians(SLOPE_OFFSET_DEG)
         results["saga_wetness_index"] = np.log(smoothed * cell_m / np.tan(slope_rad))
     return {name: results[name].astype(np.float32) for name in names}
@@ -800,7 +566,7 @@ def derive_terrain(
     if elevation.ndim != 2 or min(elevation.shape) < SMALLEST_PX:
         raise _too_small("The elevation array", elevation.shape)
     if not (math.isfinite(cell_size_m) and cell_size_m > 0):
-        raise InputError("The cell size", f"is {cell_size_m} m.", "A positive number of metres is needed.")
+        raise InputError("The cell size", f"it is {cell_size_m} m.", "A positive number of metres is needed.")
     z = np.array(elevation, dtype=np.float64)
     z[~np.isfinite(z)] = np.nan
     source = _ArrayElevation(z)
@@ -871,7 +637,7 @@ def write_terrain(
     if unknown:
         raise InputError(
             f"Covariate {unknown[0]!r}",
-            "is not known.",
+            "it is not known.",
             f"Known covariates are {', '.join(UNITS)}.",
             "Choose among these.",
         )
@@ -981,7 +747,7 @@ def _name(source: RasterSource) -> str:
 def _too_small(what: str, shape: Sequence[int]) -> InputError:
     return InputError(
         what,
-        f"has {' x '.join(str(n) for n in shape)} cells.",
+        f"it has {' x '.join(str(n) for n in shape)} cells.",
         f"At least {SMALLEST_PX} x {SMALLEST_PX} are needed: slope and curvature are fitted to windows of that size.",
         "Choose a DEM that covers a larger area.",
     )
@@ -996,7 +762,7 @@ def _opened(source: RasterSource) -> Iterator[Tuple[_RasterElevation, float]]:
         except rasterio.errors.RasterioError as error:
             raise InputError(
                 _name(source),
-                f"cannot be opened ({error}).",
+                f"it cannot be opened ({error}).",
                 "A raster file that GDAL reads is needed.",
                 "Check the path.",
             ) from error
@@ -1004,7 +770,7 @@ def _opened(source: RasterSource) -> Iterator[Tuple[_RasterElevation, float]]:
             if not 1 <= source.band <= dataset.count:
                 raise InputError(
                     f'DEM "{source.path}"',
-                    f"has no band {source.band}, only {dataset.count}.",
+                    f"it has no band {source.band}, only {dataset.count}.",
                     "",
                     "Choose one of its bands.",
                 )
@@ -1023,29 +789,31 @@ def _problems(dataset: Any, source: RasterSource) -> List[Problem]:  # noqa: ANN
     reproject = "Reproject it to a projected CRS such as EPSG:3338 (QGIS: Raster > Projections > Warp)."
     if dataset.crs is None:
         needed = "Without one, the size of its cells is unknown."
-        problems.append(Problem(what, "has no CRS.", needed, "Assign the CRS in which it was made."))
+        problems.append(Problem(what, "it has no CRS.", needed, "Assign the CRS in which it was made."))
     elif dataset.crs.is_geographic:
-        found = f"is in {dataset.crs.to_string()}, whose unit is the degree."
+        found = f"it is in {dataset.crs.to_string()}, whose unit is the degree."
         problems.append(Problem(what, found, "Slopes need cells measured in metres.", reproject))
     elif not dataset.crs.is_projected:
         problems.append(
-            Problem(what, "has a CRS that is not a map projection.", "A projected CRS is needed.", reproject)
+            Problem(what, "it has a CRS that is not a map projection.", "A projected CRS is needed.", reproject)
         )
     if min(dataset.height, dataset.width) < SMALLEST_PX:
         problems += _too_small(what, (dataset.width, dataset.height)).problems
     t = dataset.transform
     if t.b != 0 or t.d != 0:
-        problems.append(Problem(what, "is rotated or sheared.", "Rows must run from west to east.", reproject))
+        problems.append(Problem(what, "it is rotated or sheared.", "Rows must run from west to east.", reproject))
     elif abs(abs(t.a) - abs(t.e)) > 0.01 * min(abs(t.a), abs(t.e)):
-        found = f"has cells of {abs(t.a):g} x {abs(t.e):g}."
+        found = f"it has cells of {abs(t.a):g} x {abs(t.e):g}."
         problems.append(Problem(what, found, "Square cells are needed (to 1 %).", "Resample it to square cells."))
     dtype = str(dataset.dtypes[source.band - 1])
     if dtype.startswith("complex"):
-        problems.append(Problem(what, f"holds {dtype} numbers.", "Real elevations are needed.", "Choose another band."))
+        problems.append(
+            Problem(what, f"it holds {dtype} numbers.", "Real elevations are needed.", "Choose another band.")
+        )
     unit = (dataset.units[source.band - 1] or "").strip().lower()
     if unit in ("ft", "foot", "feet", "us-ft", "us survey foot", "ftus", "us_ft"):
         remedy = "Multiply it by 0.3048 with the Raster Calculator."
-        problems.append(Problem(what, f'states its unit as "{unit}".', "Elevations in metres are needed.", remedy))
+        problems.append(Problem(what, f'it states its unit as "{unit}".', "Elevations in metres are needed.", remedy))
     return problems
 
 
@@ -1070,7 +838,7 @@ class _PlausibilityCheck:
         if strange:
             raise InputError(
                 _name(self._source),
-                f"holds the value {strange[0]:g}, which is no elevation in metres.",
+                f"it holds the value {strange[0]:g}, which is no elevation in metres.",
                 "Missing cells must be declared as nodata, and elevations be in metres.",
                 "Set this value as the layer's nodata value (gdal_translate -a_nodata), or convert the unit.",
             )
@@ -1080,7 +848,7 @@ class _PlausibilityCheck:
         if not self._any_valid:
             raise InputError(
                 _name(self._source),
-                "holds no valid cell; all are nodata.",
+                "it holds no valid cell; all are nodata.",
                 "At least one elevation is needed.",
                 "Check its nodata value, or choose a DEM that covers the area.",
             )

@@ -441,7 +441,7 @@ def test_cells_within_one_percent_of_square_are_accepted(tmp_path):
 
 
 def test_an_unknown_covariate_is_refused_with_the_known_ones(tmp_path, dem):
-    with pytest.raises(InputError, match=r"'tpi': is not known.*topographic_position_index"):
+    with pytest.raises(InputError, match=r"'tpi': it is not known.*topographic_position_index"):
         write_terrain(dem, tmp_path / "out", Silent(), covariates=("tpi",))
 
 
