@@ -104,9 +104,10 @@ def _plugin_environment(setup: Setup, qgis: Qgis) -> Dict[str, str]:
 def _gate(setup: Setup) -> List[Outcome]:
     python = setup.training
     present = [name for name in PYTHON_FILES if (ROOT / name).exists()]
+    cache = ["--cache-dir", CACHE / "ruff"]
     checks: Dict[str, Sequence[object]] = {
-        "ruff check": [python, "-m", "ruff", "check", "--quiet", *present],
-        "ruff format": [python, "-m", "ruff", "format", "--quiet", "--check", *present],
+        "ruff check": [python, "-m", "ruff", "check", "--quiet", *cache, *present],
+        "ruff format": [python, "-m", "ruff", "format", "--quiet", "--check", *cache, *present],
         "mypy": [python, "-m", "mypy", "--cache-dir", CACHE / "mypy"],
     }
     return [_checked(name, command) for name, command in checks.items()]

@@ -197,7 +197,7 @@ def parse_sources(text: str) -> Iterator[Source]:
         if "deb" not in fields.get("types", "").split() or fields.get("enabled", "yes").strip().lower() == "no":
             continue
         for uri in fields.get("uris", "").split():
-            signed_by = fields.get("signed-by", "").strip("\n")
+            signed_by = fields.get("signed-by", "").rstrip()
             yield Source(uri, fields.get("suites", "").split(), fields.get("components", "").split(), signed_by)
 
 

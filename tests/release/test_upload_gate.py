@@ -99,4 +99,4 @@ def test_the_scan_finds_what_is_bad(unpacked, rules, tmp_path, scan, line):
     shutil.copytree(unpacked, folder)
     before = scan(folder, rules)
     (folder / "bad.py").write_text(line, encoding="utf-8")
-    assert len(scan(folder, rules)) == len(before) + 1
+    assert len(scan(folder, rules)) > len(before)
