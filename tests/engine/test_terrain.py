@@ -137,6 +137,21 @@ def test_level_ground_has_the_values_that_saga_gives_it():
     np.testing.assert_allclose(found["saga_wetness_index"], math.log(10 / math.tan(math.radians(0.01))), rtol=1e-6)
 
 
+def test_wetness_around_a_hollow_of_one_cell():
+    z = np.full((9, 9), 100.0)
+    z[4, 4] = 99.0
+    wetness = derive_terrain(z, 10.0)["saga_wetness_index"]
+    # The hollow drains its eight neighbours: 9 cells; all others 1. Level cells take all of a neighbour's area, first
+    # the diagonal ones from the hollow, then all from those. Its direct neighbours slope (1 m over 20 m) and take less.
+    slope = math.atan(0.05)
+    less = 9 * 0.1 ** (slope * math.exp(10**slope))
+    level = math.tan(math.radians(0.01))
+    assert wetness[0, 0] == pytest.approx(math.log(9 * 10 / level))
+    assert wetness[4, 4] == pytest.approx(math.log((5 * 9 + 4 * less) / 9 * 10 / level))
+    beside = math.tan(slope + math.radians(0.01))
+    assert wetness[4, 5] == pytest.approx(math.log((6 * 9 + 3 * less) / 9 * 10 / beside))
+
+
 # --- laws -------------------------------------------------------------------------------------------------------------
 
 
@@ -239,8 +254,11 @@ def dem(tmp_path):
     return write_dem(tmp_path / "dem.tif", hills())
 
 
+# The overlap of 64 cells covers small rasters whole: with 0 and 3 cells, water and suction do cross between blocks.
+@pytest.mark.parametrize("overlap_px", [0, 3, 64])
 @pytest.mark.parametrize("block_px", [7, 16, 40, 512])
-def test_blocks_give_what_the_whole_array_gives(tmp_path, dem, block_px):
+def test_blocks_give_what_the_whole_array_gives(tmp_path, dem, block_px, overlap_px, monkeypatch):
+    monkeypatch.setattr("miso_qgis.engine.terrain._OVERLAP_PX", overlap_px)
     paths = write_terrain(dem, tmp_path / "out", Silent(), block_px=block_px)
     whole = derive_terrain(hills(), 10.0)
     assert list(paths) == list(SEVEN)
@@ -249,7 +267,9 @@ def test_blocks_give_what_the_whole_array_gives(tmp_path, dem, block_px):
         np.testing.assert_allclose(read(path), whole[name], rtol=2e-7, atol=1e-6, err_msg=name)
 
 
-def test_a_stream_that_winds_across_block_borders_loses_no_water(tmp_path):
+@pytest.mark.parametrize("overlap_px", [0, 3])
+def test_a_stream_that_winds_across_block_borders_loses_no_water(tmp_path, overlap_px, monkeypatch):
+    monkeypatch.setattr("miso_qgis.engine.terrain._OVERLAP_PX", overlap_px)
     # A trench that snakes through the whole raster, deeper at every step: its last cell drains everything on the way.
     z = np.full((36, 35), 1000.0)
     step = 0
@@ -265,6 +285,19 @@ def test_a_stream_that_winds_across_block_borders_loses_no_water(tmp_path):
     paths = write_terrain(source, tmp_path / "out", Silent(), block_px=6)
     for name, values in derive_terrain(z, 10.0).items():
         np.testing.assert_allclose(read(paths[name]), values, rtol=1e-6, atol=1e-6, err_msg=name)
+
+
+@pytest.mark.parametrize("overlap_px", [0, 3])
+def test_suction_crosses_block_borders_over_level_water(tmp_path, overlap_px, monkeypatch):
+    monkeypatch.setattr("miso_qgis.engine.terrain._OVERLAP_PX", overlap_px)
+    row, column = np.mgrid[:40, :45]
+    z = np.where(column < 8, 200.0 - 3 * column + 0.1 * np.abs(row - 33), 150.0)  # a slope, and a lake at its foot
+    paths = write_terrain(write_dem(tmp_path / "dem.tif", z), tmp_path / "out", Silent(), block_px=9)
+    name = "saga_wetness_index"
+    wetness = read(paths[name])
+    np.testing.assert_allclose(wetness, derive_terrain(z.astype(np.float32), 10.0)[name], rtol=1e-6)
+    assert np.ptp(wetness[:, 11:]) < 1e-6  # all of the lake, whichever block it lies in, has what its wettest cell has
+    assert wetness[0, 44] > math.log(2 * 10 / math.tan(math.radians(0.01)))
 
 
 def test_files_say_what_they_hold_on_the_grid_of_the_dem(tmp_path, dem):
