@@ -50,6 +50,11 @@ def sample_sentence(sample: Mapping[str, Any]) -> str:
     return str(sample.get("source") or sample.get("sentence") or sample["kind"])
 
 
+def short_sentence(sample: Mapping[str, Any]) -> str:
+    """Its first sentence, which has room on the picture."""
+    return sample_sentence(sample).partition(". ")[0].rstrip(".") + "."
+
+
 def run_algorithm(
     qgis: Qgis, variables: Mapping[str, str], name: str, parameters: Mapping[str, object]
 ) -> Dict[str, Any]:
@@ -95,7 +100,7 @@ def _run_algorithms(qgis: Qgis, sample: Mapping[str, Any], output: Path) -> None
         run_algorithm(qgis, variables, "compare", parameters)
     with step("miso:map"):
         parameters = {"MISO": miso, "RF": rf, "DISAGREEMENT": disagreement, "DEM": dem, "OUTPUT": output / "map.png"}
-        run_algorithm(qgis, variables, "map", {**parameters, "DATA": sample_sentence(sample)})
+        run_algorithm(qgis, variables, "map", {**parameters, "DATA": short_sentence(sample)})
 
 
 def _report(qgis: Qgis, sample: Mapping[str, Any], output: Path, seconds: float) -> None:
@@ -114,4 +119,8 @@ def _report(qgis: Qgis, sample: Mapping[str, Any], output: Path, seconds: float)
     for name, title in titles.items():
         if (output / name).exists():
             say(f"  {name:<26} {title}")
+    summary = json.loads((output / "summary.json").read_text(encoding="utf-8"))
+    for name, facts in summary.get("probabilities", {}).items():
+        areas = (f"{hectares:.0f} ha from {threshold}" for threshold, hectares in facts["hectares_above"].items())
+        say(f"  {name}: of {summary['hectares_valid']:.0f} ha, {', '.join(areas)}")
     say(f"demo: done in {seconds:.0f} s after set-up")
