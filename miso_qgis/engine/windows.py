@@ -69,7 +69,7 @@ class Axis:
     stride: int
     margin: int
     size: int
-    weights: NDArray[np.float32]
+    weights: NDArray[np.float64]
 
     @classmethod
     def of(cls, length: int, spec: WindowSpec) -> Axis:
@@ -82,7 +82,7 @@ class Axis:
         weights = np.stack([weight / total[k * stride : k * stride + side] for k in range(count)])
         for k in range(count):
             weights[k, max(0, length - k * stride) :] = 0.0
-        return cls(length, stride, (spec.size_px - side) // 2, spec.size_px, weights.astype(np.float32))
+        return cls(length, stride, (spec.size_px - side) // 2, spec.size_px, weights)
 
     @property
     def count(self) -> int:
@@ -107,6 +107,7 @@ class Axis:
 class Blend:
     """Weighted sum of window predictions over a block of window columns, handed out row by row.
 
+    Sums run in float64, so that neither the order of the windows nor the width of the blocks shows in a float32 result.
     Holds ``decode`` rows of the block. What reaches beyond the block's right edge is kept and given to the next block,
     so that no window is computed twice; that strip is as tall as the grid and ``decode - stride`` pixels wide.
     """
@@ -118,10 +119,10 @@ class Blend:
         self._left_edge = first * columns.stride
         self._overlap = columns.decode - columns.stride
         width = (last - first) * columns.stride + columns.decode
-        self._sum = np.zeros((classes, rows.decode, width), np.float32)
+        self._sum = np.zeros((classes, rows.decode, width))
         tall = (rows.count - 1) * rows.stride + rows.decode
         more = last < columns.count - 1
-        self._spill = np.zeros((classes, tall, self._overlap), np.float32) if more else None
+        self._spill = np.zeros((classes, tall, self._overlap)) if more else None
         self._inherited = left._spill if left is not None else None
         self._start_rows(0, rows.decode)
 
@@ -142,7 +143,7 @@ class Blend:
         start, stop = self._rows.finished(row)
         left = self._left_edge
         right = self._columns.finished(self._last)[1]
-        result: FloatArray = self._sum[:, : stop - start, : right - left].copy()
+        result: FloatArray = self._sum[:, : stop - start, : right - left].astype(np.float32)
         stride = self._rows.stride
         if self._spill is not None and self._overlap:
             keep = self._rows.decode if row == self._rows.count - 1 else stride
