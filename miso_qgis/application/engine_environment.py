@@ -149,9 +149,7 @@ def engine_status() -> EngineStatus:
     stamp = _read_stamp(folder)
     if stamp is None:
         if os.environ.get(ENVIRONMENT_VARIABLE):
-            return EngineStatus(
-                True, folder, f"Engine in {folder} (named by {ENVIRONMENT_VARIABLE}, not made by this plugin)."
-            )
+            return EngineStatus(True, folder, f"Engine named by {ENVIRONMENT_VARIABLE}, not made by this plugin.")
         return EngineStatus(False, folder, f"The folder {folder} holds no environment of this plugin. {HOW_TO_SET_UP}")
     if stamp.get("state") != "complete":
         return EngineStatus(False, folder, f"The last setup of the engine was interrupted. {HOW_TO_SET_UP}")

@@ -165,6 +165,7 @@ def add_group(project: QgsProject, name: str, layers: List[Tuple[QgsRasterLayer,
         layers: Each layer, and whether it is visible.
     """
     group = project.layerTreeRoot().insertGroup(0, name)
+    group.setExpanded(True)
     for layer, visible in layers:
         project.addMapLayer(layer, False)
         node = group.addLayer(layer)

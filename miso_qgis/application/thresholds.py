@@ -54,7 +54,11 @@ def count_area(path: str, is_percent: bool) -> AreaAbove:
     Raises:
         OSError: If GDAL cannot read it.
     """
-    dataset = gdal.Open(path)
+    # Whether GDAL raises or returns None is a setting of the whole process, which other plugins may change.
+    try:
+        dataset = gdal.Open(path)
+    except RuntimeError as error:
+        raise OSError(f"{path} cannot be opened ({error})") from error
     if dataset is None:
         raise OSError(f"{path} cannot be opened")
     band = dataset.GetRasterBand(1)
@@ -72,7 +76,10 @@ def count_area(path: str, is_percent: bool) -> AreaAbove:
     # little too low or too high (0.3), on the upper side of their edge.
     step, shift = 1.0 / BINS, 1e-6
     top = 100.0 if is_percent else 1.0
-    counts = band.GetHistogram(-shift * top, (1.0 + step - shift) * top, BINS + 1, False, False)
+    try:
+        counts = band.GetHistogram(-shift * top, (1.0 + step - shift) * top, BINS + 1, False, False)
+    except RuntimeError as error:
+        raise OSError(f"{path} cannot be read ({error})") from error
     if counts is None:
         raise OSError(f"{path} cannot be read")
     return AreaAbove(list(accumulate(reversed(counts)))[::-1], pixel_ha, is_exact)

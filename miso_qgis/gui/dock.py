@@ -67,6 +67,7 @@ class MisoDock(QgsDockWidget):
         self._show_engine()
         self._choose_model()
         self._refresh_layers()
+        self._area_changed()
 
     # --- set-up ---------------------------------------------------------------------------------------------------
 
@@ -142,6 +143,7 @@ class MisoDock(QgsDockWidget):
     def _show_engine(self) -> None:
         status = engine_status()
         self.ui.engineLabel.setText(status.text)
+        self.ui.engineLabel.setToolTip(str(status.folder))
         self.ui.engineButton.setText(self.tr("Engine…") if status.ready else self.tr("Set Up Engine…"))
 
     def _set_up_engine(self) -> None:

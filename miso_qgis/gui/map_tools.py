@@ -17,11 +17,11 @@ _POLYGON = QgsWkbTypes.GeometryType.PolygonGeometry
 _STROKE, _FILL = QColor(230, 159, 0), QColor(230, 159, 0, 40)
 
 
-def area_band(canvas: QgsMapCanvas) -> QgsRubberBand:
-    """Return an empty rubber band in the colours of the area."""
+def area_band(canvas: QgsMapCanvas, filled: bool = False) -> QgsRubberBand:
+    """Return an empty rubber band in the colour of the area; a filled one would tint the results beneath it."""
     band = QgsRubberBand(canvas, _POLYGON)
     band.setStrokeColor(_STROKE)
-    band.setFillColor(_FILL)
+    band.setFillColor(_FILL if filled else QColor(0, 0, 0, 0))
     band.setWidth(2)
     return band
 
@@ -33,7 +33,7 @@ class AreaTool(QgsMapTool):
 
     def __init__(self, canvas: QgsMapCanvas) -> None:
         super().__init__(canvas)
-        self._band = area_band(canvas)
+        self._band = area_band(canvas, filled=True)
         self.setCursor(Qt.CursorShape.CrossCursor)
 
     def deactivate(self) -> None:

@@ -108,7 +108,9 @@ class ThresholdRow(QObject):
             hectares = area.hectares(self.threshold)
             about = "" if area.is_exact else self.tr("about ")
             self._area_label.setText(
-                self.tr("{}{:,.0f} ha, {:.0%} of the area").format(about, hectares, hectares / area.valid_ha)
+                self.tr("{}{:,.0f} ha at or above it, {:.0%} of the area").format(
+                    about, hectares, hectares / area.valid_ha
+                )
             )
         task = self._task(layer)
         self._cost.setText(describe_cost(task, self._model, self.threshold) if task else "")

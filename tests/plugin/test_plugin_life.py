@@ -123,7 +123,7 @@ import sys
 class Refuse:
     def find_spec(self, name, path=None, target=None):
         if name.split(".")[0] in {"onnxruntime", "rasterio", "scipy", "pyogrio", "shapely", "numba", "torch", "pandas"}:
-            raise ImportError("refused " + name)
+            raise ModuleNotFoundError("refused " + name)
 sys.meta_path.insert(0, Refuse())
 from qgis.core import QgsApplication
 application = QgsApplication([], True)
