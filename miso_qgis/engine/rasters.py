@@ -418,7 +418,7 @@ def _kernel_scale(info: RasterInfo, grid: Grid) -> Dict[str, str]:
     rows = math.hypot(*((t.a * v[1] - t.d * v[0]) / determinant for v in (right, down)))
     if not (math.isfinite(columns) and math.isfinite(rows)) or min(columns, rows) <= 0:
         return {}
-    # Just above 1 the widened kernel is off by 0.05 pixels, which pure interpolation is not, and has nothing to average.
+    # Just above 1 the widened kernel is off by 0.05 pixels, unlike interpolation, and has nothing to average yet.
     across, along = (1.0 if ratio < _AVERAGE_FROM else 1.0 / ratio for ratio in (columns, rows))
     return {"XSCALE": repr(across), "YSCALE": repr(along)}
 
