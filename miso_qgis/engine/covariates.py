@@ -420,6 +420,18 @@ class ChannelStack:
                 progress.report(row * grid.width + column, grid.height * grid.width, "Reading the elevation model")
 
 
+def terrain_bytes(info: RasterInfo, terrain: TerrainSpec, grid: Grid) -> int:
+    """Return the disk space that deriving terrain of a DEM for ``grid`` takes meanwhile.
+
+    52 bytes a cell: the elevation, two working values of 8 bytes, and eight covariates.
+    """
+    own = _native_resolution(info, grid)
+    cell = terrain.resolution_m if own * RESOLUTION_FACTOR < terrain.resolution_m else own
+    margin = 2 * (UPSTREAM_M + READ_MARGIN_PX * grid.resolution)
+    height, width = ((side * grid.resolution + margin) / cell for side in grid.shape)
+    return int(52 * min(height * width, info.height * info.width * max(1.0, (own / cell) ** 2)))
+
+
 def _native_resolution(info: RasterInfo, grid: Grid) -> float:
     """Return the longer side of a raster's pixel in metres, at the centre of the grid."""
     across, down = info.pixel_size

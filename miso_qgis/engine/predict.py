@@ -18,11 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .aoi import Aoi, read_aoi
-from .covariates import ChannelStack, common_extent, inspect_inputs
+from .covariates import ChannelStack, common_extent, inspect_inputs, terrain_bytes
 from .errors import InputError, Problem
 from .forest import forest_features, halo_px
 from .grid import Grid, is_equal_area, parse_target_crs
-from .manifest import Manifest
+from .manifest import TERRAIN_PREFIX, Manifest
 from .messages import PredictJob, Result, write_job
 from .outputs import (
     BYTE_NODATA,
@@ -105,8 +105,7 @@ def predict(job: PredictJob, progress: Progress) -> Result:
         model = Model(files, job.provider)
         noting.raise_if_cancelled()
         layers = _layers(job, model)
-        dem_bytes = 40 * plan.grid.height * plan.grid.width if files.manifest.terrain else 0
-        with Workspace(plan.paths, total_bytes(list(layers.values()), plan.grid) + dem_bytes) as workspace:
+        with Workspace(plan.paths, plan.bytes_needed + total_bytes(list(layers.values()), plan.grid)) as workspace:
             stack = ChannelStack(
                 files.manifest.inputs,
                 files.manifest.channels,
@@ -134,6 +133,7 @@ class _Plan:
     grid: Grid
     aoi: Optional[Aoi]
     paths: Dict[str, Path]
+    bytes_needed: int  # for working files, beside the results
 
 
 def _setting_problems(job: PredictJob) -> List[Problem]:
@@ -176,7 +176,10 @@ def _plan(job: PredictJob, manifest: Manifest, progress: Progress) -> _Plan:
     if problems or crs is None:
         raise InputError.of(problems)
     bounds = aoi.bounds if aoi else common_extent(infos, crs)
-    return _Plan(Grid.covering(bounds, crs, job.resolution_m), aoi, paths)
+    grid = Grid.covering(bounds, crs, job.resolution_m)
+    derived = {channel.from_ for channel in manifest.channels if channel.by.startswith(TERRAIN_PREFIX)}
+    needed = sum(terrain_bytes(infos[name], manifest.terrain, grid) for name in derived) if manifest.terrain else 0
+    return _Plan(grid, aoi, paths, needed)
 
 
 def _paths(job: PredictJob, manifest: Manifest, problems: List[Problem]) -> Dict[str, Path]:

@@ -6,13 +6,13 @@ undeclared fill values without a word (measured in the fault tests). Missing val
 
 from __future__ import annotations
 
+import html
 import math
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Dict, Iterator, List, Optional, Sequence, Tuple, Type
-from xml.sax.saxutils import escape
 
 import numpy as np
 import rasterio
@@ -283,9 +283,9 @@ def _single_band(info: RasterInfo, shift: float, roll: int) -> str:
     GDAL warps all bands of a file together and takes a pixel as missing only where *every* band is: a hole in one band
     would be averaged into its neighbours. One band per virtual raster keeps each band's own nodata.
     """
-    name = escape(info.source.path if "://" in info.source.path else os.path.abspath(info.source.path))
+    name = html.escape(info.source.path if "://" in info.source.path else os.path.abspath(info.source.path))
     if info.source.path.startswith(("/vsi", "NETCDF:", "HDF5:", "HDF4", "GPKG:", "<VRT", "vrt:")):
-        name = escape(info.source.path)
+        name = html.escape(info.source.path)
 
     def simple(band: str) -> str:
         parts = [
@@ -308,7 +308,7 @@ def _single_band(info: RasterInfo, shift: float, roll: int) -> str:
         band = str(info.mask) if info.mask else f"mask,{info.source.band}"
         mask = f'<MaskBand><VRTRasterBand dataType="Byte">{simple(band)}</VRTRasterBand></MaskBand>'
     return (
-        f'<VRTDataset rasterXSize="{info.width}" rasterYSize="{info.height}"><SRS>{escape(info.crs.to_wkt())}</SRS>'
+        f'<VRTDataset rasterXSize="{info.width}" rasterYSize="{info.height}"><SRS>{html.escape(info.crs.to_wkt())}</SRS>'
         f"<GeoTransform>{numbers}</GeoTransform>"
         f'<VRTRasterBand dataType="{_GDAL_TYPES[info.dtype]}" band="1">{nodata}{simple(str(info.source.band))}'
         f"</VRTRasterBand>{mask}</VRTDataset>"
