@@ -178,8 +178,8 @@ def _plan(job: PredictJob, manifest: Manifest, progress: Progress) -> _Plan:
     bounds = aoi.bounds if aoi else common_extent(infos, crs)
     grid = Grid.covering(bounds, crs, job.resolution_m)
     derived = {channel.from_ for channel in manifest.channels if channel.by.startswith(TERRAIN_PREFIX)}
-    needed = sum(terrain_bytes(infos[name], manifest.terrain, grid) for name in derived) if manifest.terrain else 0
-    return _Plan(grid, aoi, paths, needed)
+    space = sum(terrain_bytes(infos[name], manifest.terrain, grid) for name in derived) if manifest.terrain else 0
+    return _Plan(grid, aoi, paths, space)
 
 
 def _paths(job: PredictJob, manifest: Manifest, problems: List[Problem]) -> Dict[str, Path]:

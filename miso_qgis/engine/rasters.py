@@ -307,8 +307,9 @@ def _single_band(info: RasterInfo, shift: float, roll: int) -> str:
     if info.mask is not None:
         band = str(info.mask) if info.mask else f"mask,{info.source.band}"
         mask = f'<MaskBand><VRTRasterBand dataType="Byte">{simple(band)}</VRTRasterBand></MaskBand>'
+    crs = html.escape(info.crs.to_wkt())
     return (
-        f'<VRTDataset rasterXSize="{info.width}" rasterYSize="{info.height}"><SRS>{html.escape(info.crs.to_wkt())}</SRS>'
+        f'<VRTDataset rasterXSize="{info.width}" rasterYSize="{info.height}"><SRS>{crs}</SRS>'
         f"<GeoTransform>{numbers}</GeoTransform>"
         f'<VRTRasterBand dataType="{_GDAL_TYPES[info.dtype]}" band="1">{nodata}{simple(str(info.source.band))}'
         f"</VRTRasterBand>{mask}</VRTDataset>"
