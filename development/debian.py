@@ -52,7 +52,7 @@ def ensure_packages(packages: Sequence[str]) -> None:
     missing = missing_packages(packages)
     if not missing:
         return
-    command = ["apt-get", *PATIENCE, "install", "-y", "--no-install-recommends", *missing]
+    command = ["apt-get", *PATIENCE, *_haste(), "install", "-y", "--no-install-recommends", *missing]
     prefix: List[str] = []
     if os.geteuid() != 0:
         if shutil.which("sudo") is None or run(["sudo", "-n", "true"], check=False, quiet=True).returncode != 0:
@@ -66,6 +66,11 @@ def ensure_packages(packages: Sequence[str]) -> None:
         # An archive of somebody else's that does not answer must not stop this: only the installation decides.
         run([*noninteractive, "apt-get", *PATIENCE, "update"], check=False, quiet=True)
         run([*noninteractive, *command], quiet=True)
+
+
+def _haste() -> Sequence[str]:
+    """On a machine that is thrown away, do not wait for the disk after each file: a third of the time (118 for 358 s)."""
+    return ("-o", "DPkg::Options::=--force-unsafe-io") if os.environ.get("CI") else ()
 
 
 def missing_packages(packages: Sequence[str]) -> List[str]:
