@@ -230,10 +230,10 @@ def set_up(plan: SetupPlan, feedback: QgsProcessingFeedback, launcher: Path = LA
     seen: List[str] = []
 
     def count(line: str) -> None:
-        if line.startswith("Collecting "):
+        if line.startswith(("Collecting ", "Processing ")):  # pip's words for the network and for a folder
             seen.append(line)
             feedback.setProgress(min(80.0, 5 + 75.0 * len(seen) / max(len(plan.packages), 1)))
-            feedback.setProgressText(f"Package {len(seen)} of {len(plan.packages)}: {line.split()[1]}")
+            feedback.setProgressText(f"Package {len(seen)} of {len(plan.packages)}: {Path(line.split()[1]).name}")
         elif line.startswith("Installing collected"):
             feedback.setProgress(82)
             feedback.setProgressText("Installing the packages")
@@ -515,7 +515,15 @@ class _Steps:
         process.setProcessChannelMode(QProcess.ProcessChannelMode.MergedChannels)
         environment = engine_environment_variables()
         # Settings that would send packages elsewhere than into the environment.
-        for name in ("PIP_USER", "PIP_TARGET", "PIP_PREFIX", "PIP_ROOT", "PIP_REQUIREMENT", "PIP_NO_BINARY"):
+        for name in (
+            "PIP_USER",
+            "PIP_TARGET",
+            "PIP_PREFIX",
+            "PIP_ROOT",
+            "PIP_REQUIREMENT",
+            "PIP_NO_BINARY",
+            "PIP_FIND_LINKS",
+        ):
             environment.remove(name)
         proxy = qgis_proxy()
         if proxy:

@@ -45,6 +45,10 @@ class MisoDock(QgsDockWidget):
         self.ui: Any = QWidget(self)
         uic.loadUi(str(Path(__file__).parent / "dock.ui"), self.ui)
         self.setWidget(self.ui)
+        # Wide enough for its widest row: a panel is scrolled down, never sideways.
+        scroll_bar = self.ui.scrollArea.verticalScrollBar().sizeHint().width()
+        self.ui.setMinimumWidth(self.ui.contents.minimumSizeHint().width() + scroll_bar)
+        self.ui.scrollArea.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
         self._canvas = canvas
         self._manifest: Optional[Manifest] = None
         self._model_folder = Path()

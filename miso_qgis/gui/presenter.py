@@ -43,6 +43,7 @@ from ..engine.manifest import Manifest
 from ..engine.messages import CompareJob, Job, Note, PredictJob, Progress, RasterSource, Result
 
 LOG_TAG = "MISO"
+AREA_FILE = "area.gpkg"
 MODEL_PROPERTY = "miso_qgis/model"  # marks a probability layer as MISO's or RF's, also in a saved project
 THRESHOLD_PROPERTY = "miso_qgis/threshold"
 MODEL_FOLDER_PROPERTY = "miso_qgis/model_folder"
@@ -155,8 +156,10 @@ class PanelPresenter(QObject):
             make_folders([str(folder / "summary.json")])
             area = None
             if request.area is not None:
-                area = str(write_area(request.area.geometries, request.area.crs, Path(scratch.name) / "area.gpkg"))
+                # Beside the results, so that their summary names a file that is still there.
+                area = str(write_area(request.area.geometries, request.area.crs, folder / AREA_FILE))
         except MisoError as error:
+            _remove_run_folder(folder)
             scratch.cleanup()
             self.ended.emit(error.problems)
             return
@@ -247,8 +250,8 @@ class PanelPresenter(QObject):
         process = run.process
         if process.result is not None:
             run.finish(process.result)
-        elif folder is not None and folder.is_dir() and not any(folder.iterdir()):
-            folder.rmdir()  # made for this run, which has left nothing
+        elif folder is not None:
+            _remove_run_folder(folder)
         run.scratch.cleanup()
         process.deleteLater()
         if process.error is None:
@@ -280,3 +283,11 @@ class PanelPresenter(QObject):
         layer = QgsRasterLayer(str(result.path), result.name)
         apply_style(layer, result.style)
         return layer
+
+
+def _remove_run_folder(folder: Path) -> None:
+    """Remove the folder of a run without a result: its area, and itself if nothing else is in it."""
+    for name in (AREA_FILE, f"{AREA_FILE}-wal", f"{AREA_FILE}-shm", f"{AREA_FILE}-journal"):
+        (folder / name).unlink(missing_ok=True)
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()

@@ -62,14 +62,15 @@ def drive():
         project.layerTreeRoot().findLayer(layer.id()).setExpanded(False)
     project.layerTreeRoot().findLayer(nlcd.id()).setItemVisibilityChecked(False)
     dock.toggleViewAction().trigger()
-    layers_panel = window.findChild(QDockWidget, "Layers")
-    window.resizeDocks([layers_panel, dock], [340, 420], Qt.Orientation.Horizontal)
     model = os.environ.get("MISO_SHOT_MODEL")
     if model:
         dock.ui.modelCombo.addItem("tiny", model)
         dock.ui.modelCombo.setCurrentIndex(dock.ui.modelCombo.count() - 1)
     extent = QgsCoordinateTransform(dem.crs(), albers, project).transformBoundingBox(dem.extent())
     QTest.qWait(1500)  # QGIS zooms to the first layer by itself, in the CRS that it had before
+    layers_panel = window.findChild(QDockWidget, "Layers")
+    window.resizeDocks([layers_panel, dock], [340, 420], Qt.Orientation.Horizontal)
+    QTest.qWait(300)
     project.setCrs(albers)
     canvas.setExtent(extent)
     canvas.refresh()

@@ -1,5 +1,6 @@
 """The panel as a user drives it: choose, draw, run, look, move the threshold, cancel."""
 
+import json
 import time
 from pathlib import Path
 
@@ -222,7 +223,9 @@ class TestRun:
         assert visible == ["Permafrost probability (MISO)"]
         (folder,) = (tmp_path / "results").iterdir()
         assert {path.name for path in folder.glob("*.tif")} >= {"nsp_probability_miso.tif", "nsp_disagreement.tif"}
-        assert (folder / "summary.json").is_file()
+        summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+        assert Path(summary["area_of_interest"]) == folder / "area.gpkg"
+        assert Path(summary["area_of_interest"]).is_file()
         assert (folder / "nsp_probability_miso.qml").is_file()
 
     def test_the_threshold_restyles_at_once_without_a_new_file(self, dock, canvas, tmp_path):
@@ -267,6 +270,7 @@ class TestRun:
         assert np.array_equal(gdal.Open(layer.source()).ReadAsArray(), expected)
 
     def test_cancel_stops_the_child_within_two_seconds_and_leaves_nothing(self, dock, canvas, tmp_path):
+        draw_rectangle(dock, canvas, (300_100, 1_669_900), (302_500, 1_668_100))
         dock.ui.resolutionSpin.setValue(1.0)
         dock.ui.runButton.click()
         wait_until(lambda: dock.presenter.process_id > 0)
