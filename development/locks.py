@@ -191,9 +191,12 @@ def _join(found: Sequence[Pins], missing: Sequence[str], python: str, gpu: bool)
 
 
 def _marker(where: Sequence[Platform], platforms: Sequence[Platform]) -> str:
+    """Condition for ``where``, without nesting: the plugin reads these lines too, to say what it will install."""
     absent = [platform for platform in platforms if platform not in where]
-    if len(absent) < len(where):
-        return " and ".join(platform.other for platform in absent)
+    if not absent:
+        return ""
+    if len(absent) == 1 and len(where) > 1:
+        return absent[0].other
     return " or ".join(platform.marker for platform in where)
 
 

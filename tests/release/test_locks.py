@@ -65,6 +65,19 @@ def test_every_pin_has_a_digest_and_no_index_is_named(python, gpu):
     assert "--find-links" not in text
 
 
+@pytest.mark.parametrize("gpu", [False, True], ids=["cpu", "gpu"])
+@pytest.mark.parametrize("python", PYTHONS)
+def test_a_platform_gets_each_package_once(python, gpu):
+    """By the markers alone: one version of each name on each platform."""
+    text = TEXTS[python, gpu]
+    entries = re.findall(r"^([a-z0-9._-]+)==([^\s;\\]+)(?: ; ([^\\\n]*))?", text, flags=re.MULTILINE)
+    assert entries
+    for platform in platforms_of(text):
+        values = {"sys_platform": platform.system, "platform_machine": platform.machine}
+        names = [name for name, _, marker in entries if not marker or eval(marker, {}, values)]
+        assert len(names) == len(set(names)) >= 12, platform.name
+
+
 @pytest.mark.parametrize(("python", "gpu"), TEXTS)
 def test_a_lock_holds_what_the_engine_imports_and_one_runtime(python, gpu):
     names = {name for name, _ in pins(TEXTS[python, gpu])}
