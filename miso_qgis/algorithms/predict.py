@@ -113,6 +113,8 @@ class PredictAlgorithm(MisoAlgorithm):
                 self.tr("Model folder"),
                 behavior=QgsProcessingParameterFile.Behavior.Folder,
                 defaultValue=DEFAULT_MODEL,
+                # Optional for the same reason as the CRS below: QGIS 3.22 asks for it in spite of its default.
+                optional=True,
             ),
             "Name of a model that came with the plugin (cpcrw), or a folder with manifest.json, the .onnx files "
             "and SHA256SUMS.",
@@ -155,14 +157,14 @@ class PredictAlgorithm(MisoAlgorithm):
             "Probability from which permafrost counts as present in the layer of agreement.",
         )
         self.add(
-            # Optional, because QGIS 3.22 ignores the default value of a CRS that is required.
+            # Optional, because QGIS 3.22 ignores the default value of a CRS or file that is required.
             QgsProcessingParameterCrs(self.CRS, self.tr("Target CRS"), defaultValue=DEFAULT_CRS, optional=True),
             "CRS of the results, in metres. Alaska Albers by default.",
             advanced=True,
         )
         self.add(
             number(self.RESOLUTION, self.tr("Pixel size (m)"), double, 10.0, False, 0.1, 10_000.0),
-            "Pixel size of the results. The network was trained at 10 m; another size changes what it sees.",
+            "Pixel size of the results. MISO predicts at the size it was trained at (10 m) only; Random Forest takes others.",
             advanced=True,
         )
         self.add(
@@ -185,7 +187,7 @@ class PredictAlgorithm(MisoAlgorithm):
         self, parameters: Dict[str, Any], context: QgsProcessingContext, feedback: QgsProcessingFeedback
     ) -> bool:
         """Resolve layers in the main thread, match them, and report everything that is wrong at once."""
-        self._model = model_folder(self.parameterAsString(parameters, self.MODEL, context))
+        self._model = model_folder(self.parameterAsString(parameters, self.MODEL, context) or DEFAULT_MODEL)
         self._models = [MODELS[i] for i in sorted(self.parameterAsEnums(parameters, self.WHICH, context))]
         if not self._models:
             raise QgsProcessingException(self.tr("Models: none is chosen. Choose MISO, Random Forest, or both."))

@@ -73,19 +73,28 @@ def model() -> Path:
 @pytest.fixture(scope="session")
 def valley(tmp_path_factory) -> Path:
     """A small simulated landscape, EPSG:3338, 50 m: dem.tif and nlcd.tif. Asymmetric, with a hole, odd sizes."""
+    return write_valley(tmp_path_factory.mktemp("valley"), 41, 53, 50)
+
+
+@pytest.fixture(scope="session")
+def wide_valley(tmp_path_factory) -> Path:
+    """The same on 2300 x 2600 pixels of 10 m: a run that takes long enough to be cancelled."""
+    return write_valley(tmp_path_factory.mktemp("wide"), 2300, 2600, 10)
+
+
+def write_valley(folder: Path, height: int, width: int, cell_m: float) -> Path:
     import numpy as np
     from osgeo import gdal, osr
 
-    folder = tmp_path_factory.mktemp("valley")
-    rows, columns = np.mgrid[0:41, 0:53].astype("float64")
+    rows, columns = np.mgrid[0:height, 0:width].astype("float64") * (41 / height)
     dem = 300 + 4.0 * np.abs(columns - 20 - 5 * np.sin(rows / 9)) + 1.5 * rows
     nlcd = np.where(dem < 340, 90, np.where(columns > 30, 42, 41)).astype("uint8")
     dem[5:8, 40:44] = -9999
     reference = osr.SpatialReference()
     reference.ImportFromEPSG(3338)
     for name, array, data_type, nodata in (("dem", dem, gdal.GDT_Float32, -9999), ("nlcd", nlcd, gdal.GDT_Byte, 0)):
-        dataset = gdal.GetDriverByName("GTiff").Create(str(folder / f"{name}.tif"), 53, 41, 1, data_type)
-        dataset.SetGeoTransform((300_000, 50, 0, 1_670_000, 0, -50))
+        dataset = gdal.GetDriverByName("GTiff").Create(str(folder / f"{name}.tif"), width, height, 1, data_type)
+        dataset.SetGeoTransform((300_000, cell_m, 0, 1_670_000, 0, -cell_m))
         dataset.SetProjection(reference.ExportToWkt())
         dataset.GetRasterBand(1).SetNoDataValue(nodata)
         dataset.GetRasterBand(1).WriteArray(array)
@@ -120,6 +129,11 @@ def qgis_process(plugins, tmp_path_factory):
         words = [program, *(str(argument) for argument in arguments)]
         return subprocess.run(words, env={**base, **variables}, capture_output=True, text=True, timeout=300)
 
+    def start(*arguments: object) -> "subprocess.Popen[str]":
+        words = [program, *(str(argument) for argument in arguments)]
+        return subprocess.Popen(words, env=base, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+    run.start = start
     return run
 
 

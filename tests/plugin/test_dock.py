@@ -269,13 +269,19 @@ class TestRun:
         expected = np.where(miso == -9999, 255, 2 * (miso >= 0.45) + (rf >= 0.46))
         assert np.array_equal(gdal.Open(layer.source()).ReadAsArray(), expected)
 
-    def test_cancel_stops_the_child_within_two_seconds_and_leaves_nothing(self, dock, canvas, tmp_path):
+    def test_cancel_stops_the_child_within_two_seconds_and_leaves_nothing(
+        self, dock, canvas, layers, wide_valley, tmp_path
+    ):
+        wide = [QgsRasterLayer(str(wide_valley / f"{name}.tif"), name) for name in ("dem", "nlcd")]
+        QgsProject.instance().addMapLayers(wide)
         draw_rectangle(dock, canvas, (300_100, 1_669_900), (302_500, 1_668_100))
-        dock.ui.resolutionSpin.setValue(1.0)
+        dock.ui.areaCombo.setCurrentIndex(dock.ui.areaCombo.findData("whole"))
+        for layer in wide:
+            dock._input_combos[layer.name()].setLayer(layer)
         dock.ui.runButton.click()
         wait_until(lambda: dock.presenter.process_id > 0)
         process_id = dock.presenter.process_id
-        wait_until(lambda: dock.ui.messageLabel.text() not in ("", "Starting the engine"))
+        wait_until(lambda: dock.ui.messageLabel.text().startswith("Predicting"))
         assert not dock.ui.runButton.isEnabled()
         started = time.monotonic()
         QTest.mouseClick(dock.ui.cancelButton, LEFT)
@@ -285,7 +291,9 @@ class TestRun:
         assert dock.ui.messageLabel.text() == "Cancelled. Nothing was written."
         assert not list((tmp_path / "results").rglob("*"))
         assert not [layer for layer in QgsProject.instance().mapLayers().values() if "probability" in layer.name()]
-        dock.ui.resolutionSpin.setValue(10.0)
+        for name, layer in layers.items():
+            dock._input_combos[name].setLayer(layer)
+        dock.ui.areaCombo.setCurrentIndex(dock.ui.areaCombo.findData("drawn"))
         run_and_wait(dock)
         assert dock.ui.messageLabel.text().startswith("Done.")
 
