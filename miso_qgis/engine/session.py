@@ -185,7 +185,9 @@ class Model:
         if provider not in ("auto", "cpu", "cuda"):
             raise InputError("Provider", f'"{provider}" is unknown.', "auto, cpu or cuda is needed.", "Choose one.")
         self.provider, self.provider_reason = "cpu", "cpu was asked for"
-        if provider == "cpu":
+        if provider == "cpu" or _ENCODER not in files.graphs:
+            if provider != "cpu":
+                self.provider_reason = "the Random Forest alone was asked for, which runs on the CPU"
             self._start(_CPU)
             self._try_once()
             return

@@ -338,6 +338,13 @@ def test_the_provider_is_the_one_that_ran_and_the_reason_is_told(folder):
         load_model(folder, "tpu")
 
 
+def test_the_forest_alone_never_claims_the_gpu(folder, monkeypatch):
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    model = load_model(folder, "cuda", ["rf"])
+    assert model.provider == "cpu"
+    assert "runs on the CPU" in model.provider_reason
+
+
 def test_a_listed_gpu_that_fails_leaves_the_cpu_with_the_reason(folder, monkeypatch):
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
     model = load_model(folder, "auto")
