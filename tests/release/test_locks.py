@@ -113,7 +113,8 @@ def test_the_environment_holds_the_lock_and_nothing_else():
 def test_the_document_names_every_pin_of_the_runtime():
     document = (lock_path("3.11").parents[3] / "docs" / "engine-environment.md").read_text(encoding="utf-8")
     for (python, gpu), text in TEXTS.items():
-        versions = dict(pins(text))
         row = next(line for line in document.splitlines() if line.startswith(f"| {python} "))
-        assert versions["onnxruntime-gpu" if gpu else "onnxruntime"] in row
-        assert any(version in row for name, version in pins(text) if name == "numpy")
+        cells = {cell.strip() for cell in row.split("|")}
+        # Intel Macs may have older pins beside these; the text below the table names them.
+        for package in ("onnxruntime-gpu" if gpu else "onnxruntime", "numpy", "rasterio"):
+            assert {version for name, version in pins(text) if name == package} & cells, f"{python} {package}"
