@@ -7,7 +7,9 @@ input, 3 cancelled, 1 failure.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
+import os
 import signal
 import sys
 import threading
@@ -31,6 +33,7 @@ def run(job: Job, progress: Progress) -> Result:
     Raises:
         MisoError: As the function that does it says.
     """
+    forget_foreign_paths()
     # Imported here, because each part loads what the others can do without.
     if isinstance(job, PredictJob):
         from .predict import predict
@@ -45,6 +48,19 @@ def run(job: Job, progress: Progress) -> Result:
     from .probe import probe
 
     return probe(job, progress)
+
+
+def forget_foreign_paths() -> None:
+    """Drop paths to the databases of another GDAL and PROJ, where rasterio brings its own.
+
+    QGIS's launchers and the OSGeo4W shell set them for their own libraries; ours then know no CRS at all (an older
+    PROJ's database is refused). Has to come before rasterio is imported.
+    """
+    found = importlib.util.find_spec("rasterio")
+    folders = list(found.submodule_search_locations or []) if found else []
+    if any((Path(folder) / "proj_data").is_dir() for folder in folders):
+        for name in ("PROJ_LIB", "PROJ_DATA", "GDAL_DATA", "GDAL_DRIVER_PATH"):
+            os.environ.pop(name, None)
 
 
 def _terrain(job: TerrainJob, progress: Progress) -> Result:

@@ -92,6 +92,7 @@ def main(arguments: list[str]) -> int:
     try:
         job = _read_job(arguments, errors, messages)
         cli = importlib.import_module(f"{package}.cli")
+        cli.forget_foreign_paths()
         remove = importlib.import_module(f"{package}.outputs").remove_own
     except ImportError as error:
         found = f"a package cannot be loaded ({error})."

@@ -32,7 +32,10 @@ from miso_qgis.engine.messages import (
 ROOT = Path(__file__).resolve().parents[2]
 LAUNCH = ROOT / "miso_qgis" / "engine" / "launch.py"
 # What QGIS's own installers set, and what would lead the child astray.
-HOSTILE = {"PYTHONPATH": "/nowhere", "PYTHONSTARTUP": "/nowhere.py"}
+# Another PROJ's database: the system's where there is one, else a folder that is not there.
+FOREIGN = dict.fromkeys(("PROJ_LIB", "PROJ_DATA"), "/usr/share/proj")
+FOREIGN.update(dict.fromkeys(("GDAL_DATA", "GDAL_DRIVER_PATH"), "/usr/share/gdal"))
+HOSTILE = {"PYTHONPATH": "/nowhere", "PYTHONSTARTUP": "/nowhere.py", **FOREIGN}
 
 
 @pytest.fixture(scope="module")
@@ -368,6 +371,15 @@ def test_the_command_line_prints_paths_and_no_bar_without_a_terminal(model, tmp_
     assert bad.returncode == 2
     assert len(bad.stderr.splitlines()) == 2
     assert "Traceback" not in bad.stderr
+
+
+@pytest.mark.parametrize("foreign", [FOREIGN, dict.fromkeys(FOREIGN, "/nowhere")], ids=["system", "nowhere"])
+def test_paths_of_another_gdal_and_proj_do_no_harm(foreign, model, tmp_path):
+    # QGIS's launchers and the OSGeo4W shell set them; rasterio then finds no CRS at all.
+    inputs = [part for name, path in scenes.scene(tmp_path / "in").items() for part in ("--input", f"{name}={path}")]
+    arguments = ("predict", "--model", model, *inputs, "--output", tmp_path / "out", "--crs", "EPSG:32606")
+    done = command_line(*arguments, env={**os.environ, **foreign})
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("command", [[], ["predict"], ["terrain"], ["compare"], ["probe"]])
