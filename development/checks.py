@@ -97,7 +97,6 @@ def _plugin_environment(setup: Setup, qgis: Qgis) -> Dict[str, str]:
     variables = qgis.environment(CACHE / f"test-profile-{qgis.version}")
     path = [str(BUILD), *([qgis.variables["PYTHONPATH"]] if "PYTHONPATH" in qgis.variables else []), str(ROOT)]
     variables["PYTHONPATH"] = ":".join(path)
-    variables["PATH"] = f"{qgis.process.parent}:{variables['PATH']}"
     return variables
 
 

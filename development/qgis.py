@@ -52,12 +52,22 @@ class Qgis:
             "QT_QPA_PLATFORM": "offscreen",
             "MISO_QGIS_ENGINE_ENV": str(ENVIRONMENTS / "engine"),
             "PYTHONDONTWRITEBYTECODE": "1",
+            "PATH": self.search_path(),
         }
         own = _pip_settings()
         if own is not None:
             changes["PIP_CONFIG_FILE"] = str(own)  # pip looks for it under HOME, which is another one now
         removed = dict.fromkeys(("XDG_DATA_HOME", "XDG_CONFIG_HOME", "XDG_CACHE_HOME", "PYTHONHOME", "PYTHONPATH"))
         return environment(**{**removed, **changes, **self.variables})
+
+    def search_path(self) -> str:
+        """PATH with this installation first.
+
+        The Python inside QGIS derives its library folders from the first ``python3`` on PATH; where that is another
+        one (pyenv, conda), QGIS does not find its own bindings.
+        """
+        places = [str(self.process.parent), str(self.python.parent), os.environ.get("PATH", os.defpath)]
+        return os.pathsep.join(dict.fromkeys(places))
 
     def enable_plugin(self, scratch: Path, plugins: Path = BUILD) -> Dict[str, str]:
         """Make a profile under ``scratch`` in which the plugin is on; returns the environment to run in."""
