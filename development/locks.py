@@ -109,7 +109,7 @@ def _make_lock(uv: Path, python: str, gpu: bool) -> None:
     platforms = [platform for platform in PLATFORMS if platform.gpu or not gpu]
     if gpu:
         requirements = re.sub(r"^onnxruntime$", GPU_PACKAGE, requirements, flags=re.MULTILINE)
-    constraints: Dict[str, str] = {}
+    constraints = _shared_pins(python) if gpu else {}
     found = _resolve_all(uv, requirements, python, platforms, constraints)
     shared = [pins for pins in found if pins.platform.main]
     for name in sorted({name for pins in shared for name in pins.packages}):
@@ -123,6 +123,16 @@ def _make_lock(uv: Path, python: str, gpu: bool) -> None:
         raise BuildError(f"No platform has wheels of all packages for Python {python}.")
     missing = [platform.name for platform in platforms if platform not in [pins.platform for pins in found]]
     lock_path(python, gpu).write_text(_join(found, missing, python, gpu), encoding="utf-8")
+
+
+def _shared_pins(python: str) -> Dict[str, str]:
+    """The main platforms' versions in the lock for the CPU: with a GPU, only the runtime differs."""
+    text = lock_path(python).read_text(encoding="utf-8")
+    entries = re.findall(r"^([A-Za-z0-9._-]+)==([^\s;\\]+)(?: ; ([^\\\n]*))?", text, flags=re.MULTILINE)
+    apart = [platform.marker for platform in PLATFORMS if not platform.main]
+    pins = {name: version for name, version, marker in entries if marker.strip() not in apart}
+    pins.pop("onnxruntime")
+    return pins
 
 
 def _resolve_all(
