@@ -123,5 +123,5 @@ def test_the_document_names_every_pin_of_the_runtime():
 @pytest.mark.parametrize("python", PYTHONS)
 def test_with_a_gpu_only_the_runtime_differs(python):
     """Whoever turns the GPU on keeps every other version. NVIDIA's own libraries and what only Macs need aside."""
-    extra = {pair for pair in pins(TEXTS[python, True]) - pins(TEXTS[python, False])}
+    extra = pins(TEXTS[python, True]) - pins(TEXTS[python, False])
     assert {name for name, _ in extra if not name.startswith("nvidia-")} == {"onnxruntime-gpu"}
