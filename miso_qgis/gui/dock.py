@@ -68,7 +68,6 @@ class MisoDock(QgsDockWidget):
         }
         self._fill_choices()
         self._connect()
-        self._show_engine()
         self._choose_model()
         self._refresh_layers()
         self._area_changed()
@@ -144,17 +143,17 @@ class MisoDock(QgsDockWidget):
             tool.deleteLater()
         self._canvas.scene().removeItem(self._band)
 
-    def _show_engine(self) -> None:
+    def _show_engine(self) -> bool:
         status = engine_status()
         self.ui.engineLabel.setText(status.text)
         self.ui.engineLabel.setToolTip(str(status.folder))
         self.ui.engineButton.setText(self.tr("Engine…") if status.ready else self.tr("Set Up Engine…"))
+        return status.ready
 
     def _set_up_engine(self) -> None:
         dialog = EngineDialog(self)
         dialog.exec()
         dialog.deleteLater()
-        self._show_engine()
         self._check()
 
     # --- model and inputs -----------------------------------------------------------------------------------------
@@ -302,7 +301,8 @@ class MisoDock(QgsDockWidget):
         request = self.request()
         problems = self.presenter.problems(request) if request else []
         self.ui.inputsLabel.setText(self._status_text(request, problems))
-        ready = request is not None and not problems and engine_status().ready
+        # Asked each time: the engine may have been set up or removed outside this panel.
+        ready = self._show_engine() and request is not None and not problems
         self.ui.runButton.setEnabled(ready and not self.presenter.is_running)
 
     def _status_text(self, request: Optional[PanelRequest], problems: Sequence[Problem]) -> str:

@@ -39,8 +39,8 @@ def test_a_person_draws_an_area_runs_and_sees_the_layers(sample, plugins, engine
     assert "km²" in report["area"]
     assert "Permafrost probability (MISO)" in report["layers"]
     image = QImage(str(tmp_path / "screen.png"))
-    assert (image.width(), image.height()) == (1600, 1150)
-    blue = sum(is_map_blue(image.pixelColor(x, y)) for x in range(300, 1150, 5) for y in range(100, 1100, 5))
+    assert (image.width(), image.height()) == (1600, 1240)
+    blue = sum(is_map_blue(image.pixelColor(x, y)) for x in range(300, 1150, 5) for y in range(100, 1200, 5))
     assert blue > 200, "no coloured probability is on the screen"
     kind = json.loads((sample / "sample.json").read_text(encoding="utf-8"))["kind"]
     if bundled and kind == "watershed" and os.environ.get(UPDATE):
@@ -81,7 +81,7 @@ def run_desktop(program, sample, plugins, engine_python, model, folder):
     script = Path(__file__).parent / "desktop_script.py"
     command = f'(openbox || true) >/dev/null 2>&1 & exec "{program}" --nologo --noversioncheck'
     command += f' --profiles-path "{folder / "profiles"}" --code "{script}"'
-    screen = ["xvfb-run", "-a", "-s", "-screen 0 1600x1150x24 +extension GLX", "sh", "-c", command]
+    screen = ["xvfb-run", "-a", "-s", "-screen 0 1600x1240x24 +extension GLX", "sh", "-c", command]
     # A group of its own, so that a desktop that waits for an answer can be ended with its X server.
     process = subprocess.Popen(
         screen, env=variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True

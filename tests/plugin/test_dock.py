@@ -121,7 +121,6 @@ class TestInputs:
 
     def test_without_the_engine_the_panel_says_so(self, dock, monkeypatch, tmp_path):
         monkeypatch.setenv("MISO_QGIS_ENGINE_ENV", str(tmp_path / "none"))
-        dock._show_engine()
         dock._check()
         assert "not set up" in dock.ui.engineLabel.text()
         assert dock.ui.engineButton.text() == "Set Up Engine…"
