@@ -45,8 +45,8 @@ class Sample:
 def prepare_sample(folder: Path, cache: Optional[Path] = None, base_url: str = watershed.SOURCE_URL) -> Sample:
     """Write ``dem.tif``, ``nlcd.tif``, ``aoi.gpkg`` and ``sample.json`` into ``folder``.
 
-    The area of interest is the watershed's boundary polygon (or the outline of its cells, where the boundary was not
-    at hand), or the simulated valley's box. Each file is written under another name first and renamed when whole;
+    The area of interest is the outline of the watershed's cells, half a cell wider (the published boundary polygon cuts
+    some of them off), or the simulated valley's box. Each file is written under another name first and renamed when whole;
     sample.json comes last.
 
     Args:
@@ -69,11 +69,7 @@ def prepare_sample(folder: Path, cache: Optional[Path] = None, base_url: str = w
         kind, sentence = KIND_WATERSHED, _which_watershed(found)
         for name, source in (("dem", found.dem), ("nlcd", found.nlcd)):
             _place(paths[name], lambda part, source=source: shutil.copyfile(source, part))  # type: ignore[misc]
-        if found.boundary is not None:
-            boundary = found.boundary
-            _place(paths["aoi"], lambda part: shutil.copyfile(boundary, part))
-        else:
-            _place(paths["aoi"], lambda part: _write_outline(found.dem, part))
+        _place(paths["aoi"], lambda part: _write_outline(found.dem, part))
     names = {name: path.name for name, path in paths.items()}
     text = json.dumps({"kind": kind, "source": sentence, **names}, indent=1, ensure_ascii=False)
     _place(description, lambda part: part.write_text(text + "\n", encoding="utf-8"))
@@ -110,13 +106,15 @@ def _write_box(dem: Path, path: Path) -> None:
 
 
 def _write_outline(dem: Path, path: Path) -> None:
-    """Outline of the cells with data: the largest polygon, without holes."""
+    """Outline of all cells with data and half a cell around them, without holes."""
     with rasterio.open(dem) as source:
         valid = (source.read(1) != source.nodata).astype(np.uint8)
         shapes = rasterio.features.shapes(valid, mask=valid == 1, transform=source.transform)
-        polygons = [shapely.geometry.shape(shape) for shape, _ in shapes]
-        outline = shapely.geometry.Polygon(max(polygons, key=lambda polygon: polygon.area).exterior)
-        _write_polygon(outline, source.crs.to_string(), path)
+        # Half a cell joins cells that touch at a corner only, so that one polygon is left.
+        cells = [shapely.geometry.shape(shape).buffer(source.res[0] / 2, join_style="mitre") for shape, _ in shapes]
+        merged = shapely.unary_union(cells)
+        largest = max(shapely.get_parts(merged), key=lambda polygon: polygon.area)
+        _write_polygon(shapely.geometry.Polygon(largest.exterior), source.crs.to_string(), path)
 
 
 def _write_polygon(polygon: shapely.geometry.Polygon, crs: str, path: Path) -> None:

@@ -67,7 +67,6 @@ class Watershed:
         dem: Elevation, metres, float32, nodata -9999.
         nlcd: Land cover classes, uint8, nodata 0.
         observations: Observation-based permafrost map, uint8, 0 / 1, nodata 255; None where it was not asked for.
-        boundary: Watershed polygon, or None.
         folder: Folder that holds them.
     """
 
@@ -75,7 +74,6 @@ class Watershed:
     dem: Path
     nlcd: Path
     observations: Optional[Path]
-    boundary: Optional[Path]
     folder: Path
 
 
@@ -108,13 +106,12 @@ def find_watershed(cache: Path, *, labels: bool = False, base_url: str = SOURCE_
     """
     folder = data_folder()
     if folder is not None:
-        observations, boundary = folder / "permafrost_obs.tif", folder / "cpcrw_boundary.gpkg"
+        observations = folder / "permafrost_obs.tif"
         return Watershed(
             source="sibling",
             dem=folder / "elevation.tif",
             nlcd=folder / "nlcd.tif",
             observations=observations if observations.is_file() else None,
-            boundary=boundary if boundary.is_file() else None,
             folder=folder,
         )
     cache.mkdir(parents=True, exist_ok=True)
@@ -137,7 +134,6 @@ def find_watershed(cache: Path, *, labels: bool = False, base_url: str = SOURCE_
         dem=cache / "elevation.tif",
         nlcd=cache / "nlcd.tif",
         observations=cache / "permafrost_obs.tif" if labels else None,
-        boundary=None,
         folder=cache,
     )
 
