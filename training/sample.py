@@ -46,8 +46,8 @@ def prepare_sample(folder: Path, cache: Optional[Path] = None, base_url: str = w
     """Write ``dem.tif``, ``nlcd.tif``, ``aoi.gpkg`` and ``sample.json`` into ``folder``.
 
     The area of interest is the outline of the watershed's cells, half a cell wider (the published boundary polygon cuts
-    some of them off), or the simulated valley's box. Each file is written under another name first and renamed when whole;
-    sample.json comes last.
+    some of them off), or the simulated valley's box. Each file is written under another name first and renamed when
+    whole; sample.json comes last.
 
     Args:
         folder: Where to write; made if it is missing. Files of an earlier sample are replaced.
