@@ -180,7 +180,7 @@ def domain(workshop: Workshop) -> Dict[str, Any]:
     rows, columns = np.nonzero(workshop.stack.valid)
     transform = workshop.stack.grid.transform
     return {
-        "crs": cpcrw.TARGET_CRS,
+        "crs": str(cpcrw.TARGET_CRS),
         "bounds": [
             transform.c + float(columns.min()) * transform.a,
             transform.f + float(rows.max() + 1) * transform.e,

@@ -41,12 +41,14 @@ from .predictions import Predictor
 
 # Half the widths of `small`: on two cores this halves the time of a step, and several such networks, averaged, are
 # worth more than one wide one. Cells and tokens of 80 m: the rasters are 50 m, and the labels say nothing finer.
-SIZE = SizeConfig(cell_px=8, patch_px=8, channels=16, implicit_widths=(16, 32), embedding=32)
+SIZE = SizeConfig(cell_px=8, patch_px=8, channels=16, expansion=2, implicit_widths=(16, 32), embedding=32)
+# Land cover shifts more between parts of the watershed than terrain does, so half of the answer does without it.
+VIEWS = (("terrain", "surface"), ("terrain",))
 TRAINING = TrainingConfig(
     pretrain=PretrainConfig(steps=100),
-    fit=FitConfig(steps=200, points=192),
+    fit=FitConfig(steps=200, points=192, learning_rate=2e-3, negated=("aspect_sin",)),
     members=4,
-    temperature=1.0,
+    temperature=1.3,  # fitted to the development seed's held-out sectors (slope 0.77, intercept 0.03)
 )
 # Step and decoded side of windows in prediction: context of 32 px all around, blend over 32 px.
 STRIDE_PX, DECODE_PX = 160, 192
@@ -83,7 +85,7 @@ def model_config(place: Scene, size: SizeConfig = SIZE) -> ModelConfig:
     for spec in cpcrw.groups():
         group = GroupConfig(spec.name, tuple(channel.name for channel in spec.channels), features[spec.name])
         groups.append(with_scales(group, *fit_scales(Conditioning(group, size), raw[spec.name])))
-    return ModelConfig(tuple(groups), size)
+    return ModelConfig(tuple(groups), size, views=VIEWS)
 
 
 def labelled(observations: Observations, stack: WatershedStack) -> Points:
@@ -163,9 +165,9 @@ class Workshop:
     def ask(self, members: Sequence[Miso], places: Observations) -> NDArray[np.float64]:
         """Probabilities at places, (N,), blended over windows as in prediction."""
         points = labelled(places, self.stack)
-        logit = loop.predict_logits(members, self.place, points.row_px, points.column_px, (STRIDE_PX, DECODE_PX))
-        probability: NDArray[np.float64] = 1.0 / (1.0 + np.exp(-logit / self.training.temperature))
-        return probability
+        return loop.predict(
+            members, self.place, points.row_px, points.column_px, (STRIDE_PX, DECODE_PX), self.training.temperature
+        )
 
     def fit(self, observations: Observations, seed: int) -> Predictor:
         """What :func:`training.predictions.out_of_fold` calls."""
@@ -175,7 +177,15 @@ class Workshop:
     def _key(self) -> str:
         """Short name of everything that pretraining depends on."""
         what = to_json({"config": self.config, "pretrain": self.training.pretrain, "fit": self.training.fit})
-        for name in ("steps", "points", "smoothing", "group_dropout", "feature_dropout", "contrastive_weight"):
+        for name in (
+            "steps",
+            "points",
+            "smoothing",
+            "group_dropout",
+            "feature_dropout",
+            "contrastive_weight",
+            "learning_rate",
+        ):
             what["fit"].pop(name)  # these matter to fine-tuning only
         return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:12]
 

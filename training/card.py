@@ -57,6 +57,10 @@ def write(manifest: Manifest, workshop: Workshop, result: Optional[Dict[str, Any
         f"in the first of {len(size.depths)} stages, tokens of {size.patch_px * size.resolution_m:.0f} m, windows of "
         f"{size.window_px * size.resolution_m / 1000:.2f} km), an implicit function per stage and modality, embeddings "
         f"of {size.embedding}.",
+        "- Half of the averaged logits come from terrain alone (the same networks, their land-cover embedding left "
+        "out), and training turns the sign of the sine of aspect in half of the windows, so that east- and west-facing "
+        "slopes count the same: land cover and aspect are what differs most between parts of the watershed. This costs "
+        "the model what difference there is between east and west.",
         f"- {pretrain.steps} steps of contrastive pretraining (modalities; visual and geographic), then {fit.steps} "
         f"steps of cross-entropy, {fit.batch} windows each; AdamW, learning rate {fit.learning_rate:g} at most, weight "
         f"decay {fit.weight_decay:g}, averaged weights; member seeds {', '.join(map(str, seeds))}.",

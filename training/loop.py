@@ -281,15 +281,16 @@ def _prefixed(parameters: Mapping[str, Tensor]) -> Dict[str, Tensor]:
     return {f"model.{name}": value for name, value in parameters.items()}
 
 
-def predict_logits(
+def predict(
     models: Sequence[Miso],
     scene: Scene,
     row_px: np.ndarray[Any, Any],
     column_px: np.ndarray[Any, Any],
     layout: Tuple[int, int],
+    temperature: float = 1.0,
     task: str = "nsp",
 ) -> np.ndarray[Any, Any]:
-    """Logits at places of a scene, blended over overlapping windows with a cosine ramp; mean over ``models``.
+    """Probabilities at places of a scene: mean logit of ``models``, blended over windows with a cosine ramp.
 
     Args:
         models: Networks in evaluation mode, of one window size.
@@ -297,10 +298,11 @@ def predict_logits(
         row_px: Scene coordinates, (P,).
         column_px: Likewise.
         layout: Step between windows and side of the central square that is asked, in pixels.
+        temperature: Divisor of the mean logit.
         task: Which output; binary.
 
     Returns:
-        (P,) float64; the blend is of probabilities per window, returned as a logit.
+        (P,) float64.
     """
     stride, inner = layout
     size = models[0].config.size.window_px
@@ -322,11 +324,10 @@ def predict_logits(
             at = [torch.as_tensor(part[asked], dtype=torch.float32, device=device)[None] for part in (row, column)]
             with torch.no_grad():
                 logit = torch.stack([model(raw, *at)[task][0, :, 0] for model in models]).mean(dim=0)
-            total[asked] += weight[asked] * torch.sigmoid(logit).double().cpu().numpy()
+            total[asked] += weight[asked] * torch.sigmoid(logit / temperature).double().cpu().numpy()
             weights[asked] += weight[asked]
-    probability = (total / weights).clip(1e-7, 1 - 1e-7)
-    logits: np.ndarray[Any, Any] = np.log(probability / (1.0 - probability))
-    return logits
+    probability: np.ndarray[Any, Any] = total / weights
+    return probability
 
 
 def _ramp(place: np.ndarray[Any, Any], size: int, inner: int, ramp: int) -> np.ndarray[Any, Any]:

@@ -164,10 +164,8 @@ def test_a_negated_channel_cannot_tell_its_signs_apart():
         )
         start = loop.initial_parameters(flat, 0)
         parameters = loop.fit(flat, settings, PretrainConfig(), place.coarsened(4), [loop.Job(1, points, start)])[0]
-        logits = loop.predict_logits(
-            [loop.with_parameters(flat, parameters)], place.coarsened(4), row, column, (16, 24)
-        )
-        found[negated] = ((logits > 0) == (points.label > 0.5)).mean()
+        chance = loop.predict([loop.with_parameters(flat, parameters)], place.coarsened(4), row, column, (16, 24))
+        found[negated] = ((chance > 0.5) == (points.label > 0.5)).mean()
     assert found[()] > 0.9
     assert found[("column",)] < 0.75
 
@@ -177,8 +175,8 @@ def test_a_class_that_the_surface_shows_is_learned():
     place = scene().coarsened(4)
     model = loop.with_parameters(CONFIG, loop.fit(CONFIG, settings, PretrainConfig(), place, [job()])[0])
     rows, columns = np.array([10.0, 50.0, 80.0, 45.0]), np.array([10.0, 12.0, 60.0, 58.0])
-    logits = loop.predict_logits([model], place, rows, columns, (16, 24))
-    assert (logits > 0).tolist() == [True, True, False, False]
+    chance = loop.predict([model], place, rows, columns, (16, 24))
+    assert (chance > 0.5).tolist() == [True, True, False, False]
 
 
 def test_contrastive_loss_falls():
@@ -196,5 +194,5 @@ def test_a_constant_network_predicts_its_constant_everywhere():
         model.heads["nsp"].last.bias.fill_(0.7)
     generator = np.random.default_rng(0)
     rows, columns = generator.uniform(0, 90, 200), generator.uniform(0, 70, 200)
-    logits = loop.predict_logits([model], place, rows, columns, (16, 24))
-    assert np.allclose(logits, 0.7, atol=1e-5)
+    chance = loop.predict([model], place, rows, columns, (16, 24))
+    assert np.allclose(chance, 1 / (1 + np.exp(-0.7)), atol=1e-6)
