@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, Iterable, List, Sequence
+from typing import Dict, Iterable, List, Sequence
 
 from ..engine.errors import InputError, OutputError, Problem
 from ..engine.manifest import Manifest, read_manifest
@@ -154,12 +153,3 @@ def make_folders(paths: Iterable[str]) -> None:
                 "Results need a folder that you may write to.",
                 "Choose another folder.",
             ) from error
-
-
-def read_summary(path: Path) -> Dict[str, Any]:
-    """Read a run's summary; empty if it cannot be read (it is for people, and nothing depends on it)."""
-    try:
-        summary = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return summary if isinstance(summary, dict) else {}
