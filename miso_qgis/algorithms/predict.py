@@ -164,7 +164,8 @@ class PredictAlgorithm(MisoAlgorithm):
         )
         self.add(
             number(self.RESOLUTION, self.tr("Pixel size (m)"), double, 10.0, False, 0.1, 10_000.0),
-            "Pixel size of the results. MISO predicts at the size it was trained at (10 m) only; Random Forest takes others.",
+            "Pixel size of the results. MISO predicts at the size it was trained at (10 m) only; Random Forest "
+            "takes others.",
             advanced=True,
         )
         self.add(
