@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 
-def classFactory(iface):  # noqa: ANN001, ANN201, N802  # reason: the name and signature that QGIS calls
+def classFactory(iface):  # noqa: ANN001, ANN201  # reason: the name and signature that QGIS calls
     """Return the plugin object; QGIS calls this when it loads the plugin."""
     from .plugin import MisoPlugin
 

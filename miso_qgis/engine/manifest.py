@@ -239,7 +239,9 @@ def _check(manifest: Manifest) -> None:
         if channel.by == "one_hot" and channel.value is None:
             raise SchemaError(f"channel {channel.name!r} is one_hot and has no value")
         if channel.by.startswith(TERRAIN_PREFIX) and manifest.terrain is None:
-            raise SchemaError(f"channel {channel.name!r} is derived from terrain, but the manifest has no terrain entry")
+            raise SchemaError(
+                f"channel {channel.name!r} is derived from terrain, but the manifest has no terrain entry"
+            )
     for task, forest in manifest.forests.items():
         for feature in forest.features:
             if feature.channel not in names and feature.channel not in ("x", "y"):

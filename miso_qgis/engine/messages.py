@@ -38,7 +38,7 @@ class PredictJob:
         inputs: Raster of each model input, by the input's name in the manifest.
         output_dir: Folder of the results; made if missing.
         outputs: Paths of single results by key (``nsp_probability_miso``, ``nsp_probability_rf``,
-            ``nsp_disagreement``, ``nsp_difference``, ``summary``); the others get their standard name in ``output_dir``.
+            ``nsp_disagreement``, ``nsp_difference``, ``summary``); the others get their usual name in ``output_dir``.
         aoi: Polygon file (GeoPackage, GeoJSON, Shapefile); None predicts wherever the inputs have data.
         aoi_layer: Layer of that file; None takes its only (or first) layer.
         crs: Target CRS, anything PROJ reads.

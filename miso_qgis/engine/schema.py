@@ -73,7 +73,9 @@ def _convert(kind: Any, data: Any, where: str) -> Any:  # noqa: ANN401
     if kind is int:
         _require(isinstance(data, int) and not isinstance(data, bool), where, "a whole number", data)
         return data
-    _require(isinstance(data, kind), where, {"str": "a text", "bool": "true or false"}.get(kind.__name__, str(kind)), data)
+    _require(
+        isinstance(data, kind), where, {"str": "a text", "bool": "true or false"}.get(kind.__name__, str(kind)), data
+    )
     return data
 
 
