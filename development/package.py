@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import zipfile
 from pathlib import Path
-from typing import Dict, Iterator, List, Tuple
+from typing import Dict, Iterator, List, Optional, Tuple
 
 from .project import BUILD, DIST, PACKAGE, ROOT, BuildError, metadata, say
 
@@ -65,13 +65,17 @@ def zip_path() -> Path:
     return DIST / f"{PACKAGE}-{metadata()['version']}.zip"
 
 
-def write_zip() -> Path:
+def write_zip(target: Optional[Path] = None, *, enforce_budgets: bool = True) -> Path:
     """Write the zip and say how large its parts are. Returns its path.
 
+    Args:
+        target: Where to; ``dist/miso_qgis-<version>.zip`` if None.
+        enforce_budgets: Keep no zip of which a part is larger than its budget.
+
     Raises:
-        BuildError: If a part is larger than its budget; the zip is removed then.
+        BuildError: If a part is too large and budgets are enforced.
     """
-    target = zip_path()
+    target = target or zip_path()
     target.parent.mkdir(parents=True, exist_ok=True)
     unfinished = target.with_suffix(".part")
     with zipfile.ZipFile(unfinished, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
@@ -82,11 +86,11 @@ def write_zip() -> Path:
             entry.external_attr = FILE_MODE << 16
             archive.writestr(entry, source.read_bytes())
     problems = check_budgets(unfinished)
-    if problems:
+    if problems and enforce_budgets:
         unfinished.unlink()
         raise BuildError("The zip is too large. " + " ".join(problems))
     unfinished.replace(target)
-    say(f"wrote {target.relative_to(ROOT)}")
+    say(f"wrote {target}")
     return target
 
 
