@@ -83,7 +83,14 @@ def data_digests() -> Dict[str, str]:
 
 
 def assemble(
-    workshop: Workshop, members: Sequence[Miso], seed: int, out: Path, evaluation: Path, note: Note
+    workshop: Workshop,
+    members: Sequence[Miso],
+    seed: int,
+    out: Path,
+    evaluation: Path,
+    note: Note,
+    *,
+    keep_graphs: bool = False,
 ) -> Manifest:
     """Export the members into ``out`` and write manifest, card and digests.
 
@@ -94,13 +101,15 @@ def assemble(
         out: Model folder.
         evaluation: JSON result of ``python -m training evaluate``; figures are left out if it does not exist.
         note: Told what is done.
+        keep_graphs: Only describe anew what was exported before, with newer figures.
 
     Raises:
         RuntimeFailure: If the graphs do not answer what the networks answer.
     """
     out.mkdir(parents=True, exist_ok=True)
     seams = disagreement(workshop, members)
-    export(members, out, workshop.training.temperature)
+    if not keep_graphs:
+        export(members, out, workshop.training.temperature)
     note(f"parity of graphs and networks: {check_parity(workshop, members, out):.5f}")
     result = json.loads(evaluation.read_text(encoding="utf-8")) if evaluation.is_file() else None
     manifest = describe(workshop, seed, out, seams, result)

@@ -157,6 +157,9 @@ def _export_arguments(parser: Parser) -> None:
     parser.add_argument("--out", type=Path, default=MODEL_FOLDER, help="model folder (default models/cpcrw)")
     parser.add_argument("--result", type=Path, default=EVALUATION, help="JSON that `evaluate` wrote, for the card")
     parser.add_argument(
+        "--keep-graphs", action="store_true", help="only rewrite manifest, card and digests, after a new evaluation"
+    )
+    parser.add_argument(
         "--single-input",
         type=Path,
         help="write one graph with one input and all maps to this file instead; not shipped",
@@ -172,7 +175,9 @@ def _export(arguments: Arguments) -> int:
     if arguments.single_input is not None:
         print(f"Written: {export_whole(members, arguments.single_input, workshop.training.temperature)}")
         return 0
-    bundle.assemble(workshop, members, arguments.seed, arguments.out, arguments.result, _say)
+    bundle.assemble(
+        workshop, members, arguments.seed, arguments.out, arguments.result, _say, keep_graphs=arguments.keep_graphs
+    )
     print(f"Written: {arguments.out}")
     return 0
 
