@@ -8,7 +8,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="torch is not installed in this environment")
 
 from training.conditioning import Conditioning, average_cells, fit_scales  # noqa: E402
-from training.config import FeatureConfig, GroupConfig, ModelConfig, SizeConfig  # noqa: E402
+from training.config import SIZES, FeatureConfig, GroupConfig, ModelConfig, SizeConfig  # noqa: E402
 from training.implicit import ImplicitFunction, neighbours  # noqa: E402
 from training.losses import info_nce, masked_bce  # noqa: E402
 from training.model import GeoEncoder, Miso, scale_coordinates  # noqa: E402
@@ -270,3 +270,19 @@ def test_windows_of_a_batch_do_not_influence_each_other():
 def test_a_feature_that_names_no_channel_of_its_group_is_refused():
     with pytest.raises(ValueError, match="slope"):
         GroupConfig("terrain", ("elevation",), (FeatureConfig("value", ("slope",)),))
+
+
+def group(name: str, count: int) -> GroupConfig:
+    channels = tuple(f"{name}_{i}" for i in range(count))
+    return GroupConfig(name, channels, tuple(FeatureConfig("value", (channel,)) for channel in channels))
+
+
+def test_sizes_are_as_large_as_the_papers():
+    # torchvision counts 87,930,848 for swin_v2_b with its classifier of 1,025,000; other position MLPs and channels
+    # make up the rest. `small` is to lie between 4 and 7.5 million.
+    with torch.device("meta"):
+        groups = (group("satellite", 9), group("covariates", 10))
+        paper = Miso(ModelConfig(groups, SIZES["paper"])).modalities["satellite"].encoder
+        small = Miso(ModelConfig(groups, SIZES["small"]))
+    assert sum(p.numel() for p in paper.parameters()) == pytest.approx(86.9e6, rel=0.005)
+    assert 4e6 < sum(p.numel() for p in small.parameters()) < 7.5e6
