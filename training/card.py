@@ -17,8 +17,8 @@ CITATION = (
 LIMITS = (
     "Trained on one small boreal watershed north of Fairbanks, in discontinuous permafrost, from 215 to 818 m; "
     "elsewhere its probabilities mean nothing that has been measured.",
-    "Not for tundra, continuous permafrost, glaciers, coasts or developed ground: training saw none of it. Fire history "
-    "is not among its inputs.",
+    "Not for tundra, continuous permafrost, glaciers, coasts or developed ground: training saw none of it. Fire "
+    "history is not among its inputs.",
     "Labels are samples of an observation-based map with 50 m cells: nothing finer than that is known.",
     "Land cover is the NLCD of one date; open water, barren ground, dwarf shrub and grassland were too rare to learn.",
 )
