@@ -220,13 +220,15 @@ class PredictAlgorithm(MisoAlgorithm):
         problems = output_problems(paths, {name: source.path for name, source in self._sources.items()})
         if problems:
             raise problems_exception(problems)
+        area = self.parameterAsSource(parameters, self.AOI, context)
         with TemporaryDirectory(prefix="miso_") as scratch:
             job = PredictJob(
                 model=str(self._model),
                 inputs=self._sources,
                 output_dir=scratch,  # receives what nobody asked for
                 outputs=paths,
-                aoi=self._area_file(parameters, context, Path(scratch)),
+                aoi=self._area_file(area, parameters, Path(scratch)),
+                aoi_name=area.sourceName() if area else None,
                 crs=crs_text(self.parameterAsCrs(parameters, self.CRS, context)) or DEFAULT_CRS,
                 resolution_m=self.parameterAsDouble(parameters, self.RESOLUTION, context),
                 models=tuple(self._models),
@@ -257,8 +259,9 @@ class PredictAlgorithm(MisoAlgorithm):
             raise QgsProcessingException(self.tr("Results: none is asked for. Choose at least one output."))
         return paths
 
-    def _area_file(self, parameters: Dict[str, Any], context: QgsProcessingContext, scratch: Path) -> Optional[str]:
-        source = self.parameterAsSource(parameters, self.AOI, context)
+    def _area_file(
+        self, source: Optional[QgsProcessingFeatureSource], parameters: Dict[str, Any], scratch: Path
+    ) -> Optional[str]:
         if source is None:
             if parameters.get(self.AOI):
                 raise QgsProcessingException(self.invalidSourceError(parameters, self.AOI))

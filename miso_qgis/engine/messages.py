@@ -40,6 +40,7 @@ class PredictJob:
         outputs: Paths of single results by key (``nsp_probability_miso``, ``nsp_probability_rf``,
             ``nsp_disagreement``, ``nsp_difference``, ``summary``); the others get their usual name in ``output_dir``.
         aoi: Polygon file (GeoPackage, GeoJSON, Shapefile); None predicts wherever the inputs have data.
+        aoi_name: What the area is called in the summary; None takes the file's path. For areas in a temporary file.
         aoi_layer: Layer of that file; None takes its only (or first) layer.
         crs: Target CRS, anything PROJ reads.
         resolution_m: Pixel size in units of the target CRS, which must be metres.
@@ -56,6 +57,7 @@ class PredictJob:
     outputs: Dict[str, str] = field(default_factory=dict)
     aoi: Optional[str] = None
     aoi_layer: Optional[str] = None
+    aoi_name: Optional[str] = None
     crs: str = "EPSG:3338"
     resolution_m: float = 10.0
     models: Tuple[str, ...] = ("miso", "rf")

@@ -588,7 +588,7 @@ class _Run:
                 "simulated": manifest.simulated,
             },
             "inputs": {name: {"path": s.path, "band": s.band} for name, s in self._job.inputs.items()},
-            "area_of_interest": self._job.aoi,
+            "area_of_interest": self._job.aoi_name or self._job.aoi,
             "grid": {
                 "crs": grid.crs.to_string(),
                 "resolution_m": grid.resolution,

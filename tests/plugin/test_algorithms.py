@@ -198,10 +198,13 @@ class TestPredict:
         layer = area_layer(crs)
         area = write_area((f.geometry() for f in layer.getFeatures()), layer.crs(), tmp_path / "area.gpkg")
         expected = pixels(by_command_line("--aoi", area) / "nsp_probability_miso.tif")
-        output = str(tmp_path / "miso.tif")
-        run("predict", {**inputs(valley, tiny_model), "AOI": layer, "MODELS": [0], "OUTPUT_NSP_MISO": output})
+        output, summary = str(tmp_path / "miso.tif"), tmp_path / "summary.json"
+        asked = {"AOI": layer, "MODELS": [0], "OUTPUT_NSP_MISO": output, "OUTPUT_SUMMARY": str(summary)}
+        run("predict", {**inputs(valley, tiny_model), **asked})
         found = pixels(output)
         assert np.array_equal(found, expected)
+        # The file that the engine read was temporary; the layer's name says more.
+        assert json.loads(summary.read_text())["area_of_interest"] == layer.name()
         # Pixels of 100 m2; the hole of the DEM lies partly in the polygon.
         assert found[found != -9999].size == pytest.approx(QgsGeometry.fromWkt(AREA).area() / 100, rel=0.05)
 
