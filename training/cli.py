@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Callable, List, Optional, Tuple
 
@@ -142,13 +143,17 @@ def _train(arguments: Arguments) -> int:
 def _miso_arguments(parser: Parser) -> None:
     _protocol_arguments(parser)
     parser.add_argument("--run", type=Path, default=RUN, help="run folder that keeps pretrained networks")
+    parser.add_argument("--members", type=int, help="networks to average (default: as many as in the bundle)")
     parser.add_argument("--threads", type=int, default=1, help="processor threads (default 1; more hardly helps)")
 
 
 def _miso(arguments: Arguments) -> int:
     from .bundled import predict_out_of_fold
 
-    predict_out_of_fold(_workshop(arguments), arguments.splits, arguments.seeds, arguments.predictions, _say)
+    workshop = _workshop(arguments)
+    if arguments.members is not None:
+        workshop = replace(workshop, training=replace(workshop.training, members=arguments.members))
+    predict_out_of_fold(workshop, arguments.splits, arguments.seeds, arguments.predictions, _say)
     return 0
 
 
