@@ -14,11 +14,9 @@ from qgis.core import (
     QgsProcessingParameterFile,
 )
 
-from ..application.engine_environment import plan_setup, set_up
+from ..application.engine_environment import FOLDER, PYPI, plan_setup, set_up
 from ..engine.errors import MisoError
 from .algorithm import MisoAlgorithm, as_exception
-
-PYPI, FOLDER = 0, 1
 
 
 class SetUpEngineAlgorithm(MisoAlgorithm):

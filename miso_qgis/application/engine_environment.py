@@ -30,6 +30,8 @@ from .folders import LAUNCHER, LOCKS_FOLDER, plugin_version
 
 ENVIRONMENT_VARIABLE = "MISO_QGIS_ENGINE_ENV"
 STAMP = "miso-engine.json"
+# Where packages come from: values of the parameter SOURCE of miso:setupengine, in the order of its choices.
+PYPI, FOLDER = 0, 1
 OLDEST_PYTHON = (3, 9)
 NEWEST_PYTHON = (3, 13)
 

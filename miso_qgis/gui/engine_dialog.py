@@ -25,7 +25,7 @@ from qgis.PyQt.QtWidgets import (
     QWidget,
 )
 
-from ..algorithms.setup_engine import FOLDER, PYPI, SetUpEngineAlgorithm
+from ..application.engine_environment import FOLDER, PYPI
 
 
 class _SignalFeedback(QgsProcessingFeedback):
@@ -116,11 +116,12 @@ class EngineDialog(QDialog):
         super().reject()
 
     def _parameters(self, dry_run: bool) -> Dict[str, Any]:
+        # By key, as every caller of an algorithm does: the keys are frozen, and gui does not import algorithms.
         return {
-            SetUpEngineAlgorithm.SOURCE: FOLDER if self.folder.isChecked() else PYPI,
-            SetUpEngineAlgorithm.WHEELS: self.wheels.filePath() if self.folder.isChecked() else None,
-            SetUpEngineAlgorithm.GPU: self.gpu.isChecked(),
-            SetUpEngineAlgorithm.DRY_RUN: dry_run,
+            "SOURCE": FOLDER if self.folder.isChecked() else PYPI,
+            "WHEELS": self.wheels.filePath() if self.folder.isChecked() else None,
+            "GPU": self.gpu.isChecked(),
+            "DRY_RUN": dry_run,
         }
 
     def _start(self, dry_run: bool) -> None:

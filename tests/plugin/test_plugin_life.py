@@ -136,6 +136,7 @@ from miso_qgis.gui import dock
 algorithms = QgsApplication.processingRegistry().providerById("miso").algorithms()
 can, why = next(a for a in algorithms if a.name() == "predict").canExecute()
 print(len(algorithms), can, why, "subprocess" in {n for n in set(sys.modules) - before if n.startswith("miso")})
+sys.stdout.flush()
 import os; os._exit(0)
 """
     import os
