@@ -132,7 +132,7 @@ def describe(
     forests = {"nsp": ForestSpec(FOREST, cpcrw.forest_features(False))} if (out / FOREST).is_file() else {}
     task = TaskSpec(
         title="Near-surface permafrost",
-        classes=("present",),
+        classes=("near-surface permafrost",),
         definition="permafrost within 1 m of the surface, as the observation-based map of the watershed shows it",
         thresholds=thresholds,
         curves=curves,

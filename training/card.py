@@ -37,7 +37,7 @@ def write(manifest: Manifest, workshop: Workshop, result: Optional[Dict[str, Any
         "",
         "## How good it is",
         "",
-        *_figures(result),
+        *_figures(result, len(seeds)),
         "",
         "## Where it must not be used",
         "",
@@ -79,7 +79,7 @@ def write(manifest: Manifest, workshop: Workshop, result: Optional[Dict[str, Any
     return "\n".join(lines)
 
 
-def _figures(result: Optional[Dict[str, Any]]) -> List[str]:
+def _figures(result: Optional[Dict[str, Any]], members: int) -> List[str]:
     if result is None or evaluate.MISO not in result["tables"]["blocks"]["map"]:
         return ["Not yet measured by the protocol of docs/validation.md."]
     lines = [
@@ -87,6 +87,9 @@ def _figures(result: Optional[Dict[str, Any]]) -> List[str]:
         "the protocol and everything else). These figures come from ground next to the training points; elsewhere "
         "expect less.",
     ]
+    if result["networks"] != [members]:
+        counts = " or ".join(map(str, result["networks"]))
+        lines += ["", f"MISO's figures are those of {counts} averaged networks; the bundled model averages {members}."]
     for split, title in evaluate.SPLIT_TITLES.items():
         table = result["tables"][split]["map"]
         lines += ["", f"**{title}**", "", "| model | " + " | ".join(evaluate.COLUMNS[name] for name in SHOWN) + " |"]

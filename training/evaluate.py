@@ -85,6 +85,7 @@ class Gathered:
     Attributes:
         split: Name of the split.
         complete: Models that have predictions for every seed, in table order.
+        networks: How many networks MISO averaged, by what its runs say of themselves.
     """
 
     def __init__(self, folder: Path, split: str, seeds: Sequence[int], places: Places) -> None:
@@ -95,6 +96,8 @@ class Gathered:
         self.runs = {model: sum(p is not None for p in stored) for model, stored in found.items()}
         self._stored = {model: [p for p in stored if p is not None] for model, stored in found.items()}
         self.complete = [model for model, count in self.runs.items() if count == len(self._seeds)]
+        trained = [stored.facts.get("training", {}) for stored in self._stored[MISO]]
+        self.networks = {int(facts["members"]) for facts in trained if "members" in facts}
 
     def scored(self, model: str, target: str) -> List[Scored]:
         """Return one :class:`Scored` per seed; thresholds are chosen on the points of the other folds."""
@@ -130,7 +133,8 @@ def evaluate(folder: Path, seeds: Sequence[int] = cpcrw.SEEDS, note: Callable[[s
     Returns:
         JSON values: ``tables[split][target][model][metric] -> {mean, seeds, low, high}``, ``differences[split][target]
         [baseline][metric] -> {mean, low, high}`` (MISO minus baseline), ``fold_means[split][target][model][metric]``,
-        ``runs[split][model]`` (seeds that have predictions), ``thresholds`` and ``curves`` for the manifest.
+        ``runs[split][model]`` (seeds that have predictions), ``networks`` (how many MISO averaged: one number, if all
+        runs are alike), ``thresholds`` and ``curves`` for the manifest.
     """
     places = Places(seeds)
     draws = block_draws(places.cells.block_id)
@@ -155,6 +159,7 @@ def evaluate(folder: Path, seeds: Sequence[int] = cpcrw.SEEDS, note: Callable[[s
         model: {"equal_recall": _overall_threshold(gathered["blocks"].scored(model, "points"))}
         for model in gathered["blocks"].complete
     }
+    result["networks"] = sorted({count for found in gathered.values() for count in found.networks})
     result["curves"] = _curves(gathered)
     return result
 
@@ -241,6 +246,9 @@ def markdown(result: Json) -> str:
         "read off the model's own curve.",
         "",
     ]
+    if result["networks"]:
+        counts = " or ".join(map(str, result["networks"]))
+        lines += [f"MISO is the average of {counts} networks here.", ""]
     for split, title in SPLIT_TITLES.items():
         lines += [f"### {title}", ""]
         for target, words in TARGETS.items():

@@ -84,7 +84,7 @@ def _which_watershed(found: watershed.Watershed) -> str:
 def _why_simulated(error: InputError) -> str:
     problem = error.problems[0]
     return (
-        f"{simulation.SENTENCE} The watershed's data lie not beside the checkout and could not be downloaded "
+        f"{simulation.SENTENCE} The watershed's data are not beside the checkout and could not be downloaded "
         f"({problem.what} {problem.found.rstrip('.')})."
     )
 

@@ -20,6 +20,7 @@ def result(low, high):
     return {
         "tables": {split: {"map": {"miso": row, "rf": row}} for split in splits},
         "differences": {split: {"map": {"rf": row}} for split in splits},
+        "networks": [2],
     }
 
 
@@ -34,5 +35,12 @@ def test_a_difference_counts_only_if_its_interval_excludes_zero(low, high, word)
 
 
 def test_without_predictions_the_card_says_not_yet_measured():
-    assert _figures(None) == ["Not yet measured by the protocol of docs/validation.md."]
-    assert any("0.020 (0.010-0.030)" in line for line in _figures(result(0.01, 0.03)))
+    assert _figures(None, 2) == ["Not yet measured by the protocol of docs/validation.md."]
+    assert any("0.020 (0.010-0.030)" in line for line in _figures(result(0.01, 0.03), 2))
+
+
+def test_the_card_says_when_the_bundle_averages_more_networks_than_were_measured():
+    assert not any("averaged networks" in line for line in _figures(result(0.01, 0.03), 2))
+    assert any(
+        "those of 2 averaged networks; the bundled model averages 4" in line for line in _figures(result(0, 0), 4)
+    )
