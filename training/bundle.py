@@ -128,6 +128,7 @@ def describe(
     scores: Dict[str, Any] = {}
     if result is not None:
         thresholds, curves, scores = evaluate.manifest_entries(result)
+        scores["comparison"] = card.comparison(result)
     size = workshop.config.size
     forests = {"nsp": ForestSpec(FOREST, cpcrw.forest_features(False))} if (out / FOREST).is_file() else {}
     task = TaskSpec(

@@ -103,6 +103,23 @@ def _interval(entry: Mapping[str, Any]) -> str:
     return f"{entry['mean']:.3f} ({entry['low']:.3f}-{entry['high']:.3f})"
 
 
+def comparison(result: Dict[str, Any]) -> str:
+    """Say in one or two sentences, for the interface, how MISO compares with the bundled forest; empty if not run."""
+    parts = []
+    for split, words in (("blocks", "1 km blocks"), ("sector", "held-out sectors")):
+        row = result["differences"][split]["map"].get("rf")
+        if row is None:
+            return ""
+        table = result["tables"][split]["map"]
+        values = f"{table[evaluate.MISO]['roc_auc']['mean']:.3f} against {table['rf']['roc_auc']['mean']:.3f}"
+        parts.append(f"{_word(row['roc_auc'])} on {words} (ROC-AUC {values})")
+    return f"In validation, MISO against the Random Forest beside it: {', '.join(parts)}."
+
+
+def _word(entry: Mapping[str, Any]) -> str:
+    return "above" if entry["low"] > 0 else "below" if entry["high"] < 0 else "level"
+
+
 def _verdicts(result: Dict[str, Any]) -> List[str]:
     """Say plainly, baseline by baseline, whether MISO is above, level or below."""
     lines = ["Whether MISO beats its baselines (a difference counts only if its interval excludes 0):", ""]
@@ -111,7 +128,6 @@ def _verdicts(result: Dict[str, Any]) -> List[str]:
             words = []
             for name in ("roc_auc", "pr_auc", "precision_at_equal_recall_curve", "f1_half"):
                 entry = row[name]
-                verdict = "above" if entry["low"] > 0 else "below" if entry["high"] < 0 else "level"
-                words.append(f"{evaluate.COLUMNS[name]} {verdict} ({entry['mean']:+.3f})")
+                words.append(f"{evaluate.COLUMNS[name]} {_word(entry)} ({entry['mean']:+.3f})")
             lines.append(f"- {split}, against {evaluate.MODELS[model]}: {', '.join(words)}.")
     return lines

@@ -207,6 +207,8 @@ class PredictAlgorithm(MisoAlgorithm):
             feedback.pushInfo(f'Input {name}: layer "{layer}", {source.path}, band {source.band}')
         for layer in match.unused:
             feedback.pushInfo(f'Layer "{layer}" is no input of this model and is not used.')
+        if manifest.comparison:
+            feedback.pushInfo(manifest.comparison)
         self._sources = match.sources
         return True
 

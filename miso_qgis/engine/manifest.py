@@ -158,7 +158,10 @@ class ForestSpec:
 
 @dataclass(frozen=True)
 class Manifest:
-    """A model folder's description. See the module for the graphs' interface."""
+    """A model folder's description. See the module for the graphs' interface.
+
+    ``scores["comparison"]``, if there, is a sentence for the user on how the models compare in validation.
+    """
 
     format: int
     name: str
@@ -178,6 +181,12 @@ class Manifest:
     scores: Dict[str, Any] = field(default_factory=dict)
     trained: Dict[str, Any] = field(default_factory=dict)
     limits: List[str] = field(default_factory=list)
+
+    @property
+    def comparison(self) -> str:
+        """How the folder's models compare in validation, for the user; empty if it was not measured."""
+        sentence = self.scores.get("comparison", "")
+        return sentence if isinstance(sentence, str) else ""
 
     @property
     def channels(self) -> Tuple[ChannelSpec, ...]:

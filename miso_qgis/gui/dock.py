@@ -404,6 +404,7 @@ def _model_text(manifest: Manifest) -> str:
     lines = [manifest.title]
     if manifest.simulated:
         lines.append("Trained on simulated data: for trying out only.")
+    lines += [manifest.comparison] if manifest.comparison else []
     lines += manifest.limits[:2]
     return "\n".join(lines)
 

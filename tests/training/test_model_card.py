@@ -4,7 +4,7 @@ import pytest
 
 pytest.importorskip("torch", reason="torch is not installed in this environment")
 
-from training.card import _figures, _verdicts
+from training.card import _figures, _verdicts, comparison
 
 
 def entry(mean, low, high):
@@ -44,3 +44,14 @@ def test_the_card_says_when_the_bundle_averages_more_networks_than_were_measured
     assert any(
         "those of 2 averaged networks; the bundled model averages 4" in line for line in _figures(result(0, 0), 4)
     )
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "word"), [(0.01, 0.03, "above"), (-0.01, 0.03, "level"), (-0.05, -0.01, "below")]
+)
+def test_the_interface_is_told_who_wins(low, high, word):
+    sentence = comparison(result(low, high))
+    assert sentence.count(f"{word} on") == 2
+    nothing = result(low, high)
+    nothing["differences"]["sector"]["map"] = {}
+    assert comparison(nothing) == ""
