@@ -94,11 +94,12 @@ def drive():
     report["message"] = dock.ui.messageLabel.text()
     for threshold in (0.6, 0.5):  # moved there and back, as a person would
         dock.ui.misoSpin.setValue(threshold)
-    dock.ui.outputWidget.setFilePath("/home/me/permafrost")  # the test's own folder would mean nothing to a reader
+    dock.ui.outputWidget.setFilePath("~/permafrost")  # the test's own folder would mean nothing to a reader
     iface.messageBar().clearWidgets()
     QTest.qWait(1500)
     canvas.waitWhileRendering()
     QTest.qWait(500)
+    report["metres_per_screen_px"] = canvas.mapUnitsPerPixel()
     report["layers"] = [layer.name() for layer in project.mapLayers().values()]
     QApplication.primaryScreen().grabWindow(0).save(str(OUT / "screen.png"))
     dock.ui.grab().save(str(OUT / "panel.png"))

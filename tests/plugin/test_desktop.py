@@ -8,6 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from osgeo import gdal
 from qgis.PyQt.QtGui import QImage
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -41,11 +42,20 @@ def test_a_person_draws_an_area_runs_and_sees_the_layers(sample, plugins, engine
     image = QImage(str(tmp_path / "screen.png"))
     assert (image.width(), image.height()) == (1600, 1240)
     blue = sum(is_map_blue(image.pixelColor(x, y)) for x in range(300, 1150, 5) for y in range(100, 1200, 5))
-    assert blue > 200, "no coloured probability is on the screen"
+    expected = present_m2(tmp_path / "results") / (5 * report["metres_per_screen_px"]) ** 2
+    assert expected > 50, "the map has too little permafrost to be looked for on the screen"
+    assert blue == pytest.approx(expected, rel=0.25), "the screen does not show the map's permafrost"
     kind = json.loads((sample / "sample.json").read_text(encoding="utf-8"))["kind"]
     if bundled and kind == "watershed" and os.environ.get(UPDATE):
         SCREENSHOT.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(tmp_path / "screen.png", SCREENSHOT)
+
+
+def present_m2(results):
+    """Area that the map calls permafrost at 0.5, m2."""
+    (path,) = results.rglob("nsp_probability_miso.tif")
+    dataset = gdal.Open(str(path))
+    return 100.0 * int((dataset.ReadAsArray() >= 0.5).sum())  # pixels of 10 m
 
 
 def is_map_blue(colour):
