@@ -32,7 +32,8 @@ from .messages import RasterSource
 FloatArray = NDArray[np.float32]
 
 # GDAL's block cache is 5 % of the machine's memory by default, which makes "windowed" reading grow with the area.
-GDAL_CACHE_MB = 64
+# In bytes: rasterio hands the number to GDAL as it is, without GDAL's rule that small ones mean megabytes.
+GDAL_CACHE_BYTES = 32_000_000
 # Largest error, in source pixels, of the piecewise linear stand-in for the exact transformation between two CRS.
 _WARP_TOLERANCE_PX = 0.01
 # A read may leave the grid by this much and still see data.
@@ -56,7 +57,7 @@ _GDAL_TYPES = {
 
 def gdal_settings() -> rasterio.Env:
     """Return the context in which a run uses GDAL: a block cache of bounded size."""
-    return rasterio.Env(GDAL_CACHEMAX=GDAL_CACHE_MB)
+    return rasterio.Env(GDAL_CACHEMAX=GDAL_CACHE_BYTES)
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ import pytest
 import rasterio
 import scenes
 from rasterio.crs import CRS
+from rasterio.env import get_gdal_config
 from rasterio.transform import Affine
 from rasterio.warp import transform as transform_points
 
@@ -14,7 +15,7 @@ from miso_qgis.engine.grid import Grid
 from miso_qgis.engine.manifest import ChannelSpec, InputSpec, TerrainSpec
 from miso_qgis.engine.messages import RasterSource
 from miso_qgis.engine.progress import Silent
-from miso_qgis.engine.rasters import READ_MARGIN_PX
+from miso_qgis.engine.rasters import READ_MARGIN_PX, gdal_settings
 
 ALBERS = CRS.from_epsg(3338)
 FIELD = InputSpec("continuous", "Field", "", (-1e7, 1e7))
@@ -265,3 +266,8 @@ def test_one_hot_channels_are_0_1_or_missing_and_the_nearest_pixel_decides(tmp_p
     codes = np.kron(scenes.classes(), np.ones((2, 2), np.uint8))
     for code, channel in zip((41, 42, 52), got):
         np.testing.assert_array_equal(channel, np.where(codes == 0, np.nan, codes == code))
+
+
+def test_gdal_caches_what_was_meant():
+    with gdal_settings():
+        assert get_gdal_config("GDAL_CACHEMAX") == 32_000_000
