@@ -100,6 +100,9 @@ def drive():
     canvas.waitWhileRendering()
     QTest.qWait(500)
     report["metres_per_screen_px"] = canvas.mapUnitsPerPixel()
+    # Where the map is on the screen: without a window manager the window does not fill it.
+    corner, size = canvas.viewport().mapToGlobal(QPoint(0, 0)), canvas.viewport().size()
+    report["map_box"] = [corner.x(), corner.y(), corner.x() + size.width(), corner.y() + size.height()]
     report["layers"] = [layer.name() for layer in project.mapLayers().values()]
     QApplication.primaryScreen().grabWindow(0).save(str(OUT / "screen.png"))
     dock.ui.grab().save(str(OUT / "panel.png"))
