@@ -277,7 +277,7 @@ def _export_dataset(arguments: Arguments) -> int:
     from . import modelfolder
 
     with _on_dataset(arguments) as workshop:
-        if not workshop.is_fitted("fit/all"):
+        if not workshop.is_finished("fit/all"):
             needed, remedy = "Networks fitted on all sites are needed.", "Run `python -m training train` on it first."
             raise InputError(f'Run folder "{arguments.run}"', "is not trained to its end.", needed, remedy)
         members = workshop.fit_all().members

@@ -6,7 +6,6 @@ on those outside a fold) starts from them.
 
 from __future__ import annotations
 
-import csv
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,6 @@ from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Se
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from miso_qgis.engine.errors import InputError
 from miso_qgis.engine.schema import to_json
@@ -30,7 +28,7 @@ from .runs import Run, RunConfig, RunData
 from .sampling import Labelled
 from .scenes import Scene, open_scene
 from .sites import CLASSES, MISSING, Sites
-from .splits import FOLDS, deal_blocks, deal_randomly
+from .surveys import Folds, assign_folds, load_sites
 from .trainer import Execution, Note, Parameters, Stage, Stop, Surroundings, initial_parameters, run_stage
 from .trainer import with_parameters as network
 from .world import World
@@ -107,7 +105,8 @@ class Workshop:
         config = self.run.config
         labelled = Labelled.of(chosen, self.scene, config.tasks)
         _refuse_unlabelled(name, labelled)
-        _report_classes(name, labelled, self.note)
+        if not self.is_finished(name):
+            _report_classes(name, labelled, self.sites, self.note)
         steps = config.recipe.fit.length(len(labelled))
         members, seconds = [], 0.0
         for member, member_seed in enumerate(self.run.member_seeds(seed)):
@@ -117,7 +116,7 @@ class Workshop:
             seconds += float(outcome.facts["seconds"])
         return Fitted(members, seconds)
 
-    def is_fitted(self, name: str) -> bool:
+    def is_finished(self, name: str) -> bool:
         """Whether the stage ``name`` is there for every member."""
         members = range(self.run.config.recipe.members)
         return all(checkpoints.is_finished(self.around.checkpoints(f"{name}/{member}")) for member in members)
@@ -125,49 +124,6 @@ class Workshop:
     def fit_all(self) -> Fitted:
         """Networks fine-tuned on all sites: what is exported."""
         return self.fitted(f"fit/{ALL}", self.sites, self.run.config.seed, self.pretrained())
-
-
-def load_sites(dataset: Dataset) -> Tuple[Sites, Dict[str, Any]]:
-    """Read a dataset's observations; returns them and a report of what was left out.
-
-    Reads CSV files with the columns id, x, y, date, nsp, soil_order (class indices, empty where there is none).
-    """
-    rows: List[Dict[str, str]] = []
-    for item in dataset.observations:
-        path = dataset.path(item.path)
-        try:
-            with path.open(encoding="utf-8", newline="") as source:
-                found = list(csv.DictReader(source))
-        except OSError as error:
-            needed = "A CSV file with the columns id, x, y, date, nsp, soil_order is needed."
-            raise InputError(f'Observations "{path}"', f"cannot be read ({error}).", needed, "Correct it.") from error
-        renamed = {item.columns.get(name, name): name for name in ("id", "x", "y", "date", *CLASSES)}
-        rows += [{renamed.get(key, key): value for key, value in row.items()} for row in found]
-    labels = {
-        task: np.asarray([int(row.get(task) or MISSING) for row in rows], dtype=np.int8) for task in dataset.tasks
-    }
-    sites = Sites(
-        np.asarray([row["id"] for row in rows], dtype=np.str_),
-        np.asarray([float(row["x"]) for row in rows]),
-        np.asarray([float(row["y"]) for row in rows]),
-        labels,
-        np.asarray([row.get("date") or "NaT" for row in rows], dtype="datetime64[D]"),
-    )
-    return sites, {"read": len(sites)}
-
-
-def assign_folds(sites: Sites, split: str, seed: int) -> Tuple[NDArray[np.int16], NDArray[np.int64]]:
-    """Fold of each site, and the cluster that its fold was dealt with, both (N,).
-
-    ``random`` deals single sites; ``blocks-<km>km`` squares of that side, counted from (0, 0) of EPSG:3338.
-    """
-    if split == "random":
-        return deal_randomly(len(sites), FOLDS, seed).astype(np.int16), np.arange(len(sites), dtype=np.int64)
-    side_m = 1000.0 * float(split.removeprefix("blocks-").removesuffix("km"))
-    rows, columns = np.floor(sites.y / side_m).astype(np.int64), np.floor(sites.x / side_m).astype(np.int64)
-    blocks = np.unique(np.stack([rows, columns], axis=1), axis=0, return_inverse=True)[1].reshape(-1).astype(np.int64)
-    first = next(iter(sites.labels.values()))
-    return deal_blocks(blocks, (first == 1).astype(np.int64), FOLDS, seed).astype(np.int16), blocks
 
 
 @contextmanager
@@ -285,29 +241,27 @@ def _refuse_unlabelled(name: str, labelled: Labelled) -> None:
         )
 
 
-def _report_classes(name: str, labelled: Labelled, note: Note) -> None:
-    """Say which classes a stage cannot learn."""
+def _report_classes(name: str, labelled: Labelled, sites: Sites, note: Note) -> None:
+    """Say which of the classes that occur a stage cannot learn, because they lie in the fold that it leaves out."""
     for task, labels in labelled.labels.items():
-        counts = np.bincount(labels[labels != MISSING], minlength=len(CLASSES[task]))
-        absent = [title for title, count in zip(CLASSES[task], counts) if count == 0]
+        absent = [CLASSES[task][k] for k in np.setdiff1d(sites.labels[task], labels) if k != MISSING]
         if absent:
             note(f"{name}: no training site of {task} is {' or '.join(absent)}; that class cannot be learned there")
 
 
+Deal = Callable[[Sites, str, int, Dataset], Folds]
+
+
 @dataclass(frozen=True)
-class _Folds:
-    """A split of a run's sites."""
+class _Dealt:
+    """A split of a run's sites, for one seed."""
 
     split: str
     seed: int
-    fold: NDArray[np.int16]
-    cluster: NDArray[np.int64]
+    folds: Folds
 
     def stage(self, fold: int) -> str:
         return f"cv/{self.split}/{self.seed}/{fold}"
-
-
-Deal = Callable[[Sites, str, int], Tuple[NDArray[np.int16], NDArray[np.int64]]]
 
 
 def cross_validate(
@@ -336,42 +290,43 @@ def cross_validate(
     """
     written: List[Path] = []
     for seed in seeds:
-        folds = _Folds(split, seed, *deal(workshop.sites, split, seed))
-        numbers = np.unique(folds.fold[folds.fold >= 0]).tolist()
+        dealt = _Dealt(split, seed, deal(workshop.sites, split, seed, workshop.run.dataset))
+        fold_of = dealt.folds.fold
+        numbers = np.unique(fold_of[fold_of >= 0]).tolist()
         wrong = [fold for fold in chosen or () if fold not in numbers]
         if wrong:
             known = f"Folds with sites are {', '.join(map(str, numbers))}."
             raise InputError(f'Split "{split}"', f"fold {wrong[0]} holds no site.", known, "Choose one of them.")
-        missing = sorted(set(range(max(numbers) + 1)) - set(numbers))
+        missing = sorted(set(range(len(dealt.folds.train))) - set(numbers))
         if missing:
             workshop.note(f"{split}, seed {seed}: no site is in fold {', '.join(map(str, missing))}; left out")
         start = workshop.pretrained()
         fitted: Dict[int, Fitted] = {}
         for fold in numbers:
-            if chosen is None or fold in chosen or workshop.is_fitted(folds.stage(fold)):
-                learned = workshop.sites.subset(folds.fold != fold)
-                fitted[fold] = workshop.fitted(folds.stage(fold), learned, seed, start)
+            if chosen is None or fold in chosen or workshop.is_finished(dealt.stage(fold)):
+                learned = workshop.sites.subset(dealt.folds.train[fold])
+                fitted[fold] = workshop.fitted(dealt.stage(fold), learned, seed, start)
         left = [fold for fold in numbers if fold not in fitted]
         if left:
             workshop.note(f"{split}, seed {seed}: folds {', '.join(map(str, left))} are not fitted yet")
         elif workshop.means.world.leads:
-            written += _predict(workshop, folds, fitted)
+            written += _predict(workshop, dealt, fitted)
     workshop.means.world.barrier()
     return written
 
 
-def _predict(workshop: Workshop, folds: _Folds, fitted: Dict[int, Fitted]) -> List[Path]:
+def _predict(workshop: Workshop, dealt: _Dealt, fitted: Dict[int, Fitted]) -> List[Path]:
     """Ask every fold's networks at its sites and store one file per task."""
     config, sites = workshop.run.config, workshop.sites
     found = {task: np.full((len(sites), outputs), np.nan) for task, outputs in config.model.tasks.items()}
     for fold, (networks, _) in fitted.items():
-        held = np.flatnonzero(folds.fold == fold)
+        held = np.flatnonzero(dealt.folds.fold == fold)
         answers = ask(networks, workshop.scene, sites.x[held], sites.y[held], config.recipe, workshop.means.stop)
         for task, values in answers.items():
             found[task][held] = values
     paths = []
     for task, values in found.items():
-        judged = sites.labelled(task) & (folds.fold >= 0)
+        judged = sites.labelled(task) & (dealt.folds.fold >= 0)
         probability = values[judged]
         if probability.shape[1] == 1:
             probability = np.concatenate([1.0 - probability, probability], axis=1)
@@ -379,15 +334,15 @@ def _predict(workshop: Workshop, folds: _Folds, fitted: Dict[int, Fitted]) -> Li
             OutOfFold(
                 model=MODEL,
                 task=task,
-                split=folds.split,
-                seed=folds.seed,
+                split=dealt.split,
+                seed=dealt.seed,
                 classes=CLASSES[task],
                 id=sites.id[judged],
                 x=sites.x[judged],
                 y=sites.y[judged],
                 label=sites.labels[task][judged],
-                fold=folds.fold[judged],
-                cluster=folds.cluster[judged],
+                fold=dealt.folds.fold[judged],
+                cluster=dealt.folds.cluster[judged],
                 probability=probability / probability.sum(axis=1, keepdims=True),
                 facts=_facts(workshop, sum(seconds for _, seconds in fitted.values())),
             ).save(workshop.run.folder / FOLDER)

@@ -20,13 +20,14 @@ from .world import World
 Batch = Dict[str, Tensor]
 
 
-def masked_loss(logits: Tensor, labels: Tensor, world: World) -> Tensor:
+def masked_loss(logits: Tensor, labels: Tensor, world: World, smoothing: float = 0.0) -> Tensor:
     """Mean loss over the labels that are there: binary cross-entropy for one output, cross-entropy for more.
 
     Args:
         logits: (N, P, K).
         labels: (N, P) int64, class index, ``MISSING`` where there is none: such an entry has no gradient.
         world: The processes; the mean runs over the labels of all of them.
+        smoothing: This share of each label is spread evenly over all classes.
 
     Returns:
         Scalar; 0 if no process has a label.
@@ -35,9 +36,12 @@ def masked_loss(logits: Tensor, labels: Tensor, world: World) -> Tensor:
     safe = torch.where(counts, labels, torch.zeros_like(labels))
     logits = logits.float()
     if logits.shape[-1] == 1:
-        each = functional.binary_cross_entropy_with_logits(logits[..., 0], safe.float(), reduction="none")
+        target = safe.float() * (1.0 - smoothing) + 0.5 * smoothing
+        each = functional.binary_cross_entropy_with_logits(logits[..., 0], target, reduction="none")
     else:
-        each = functional.cross_entropy(logits.flatten(0, 1), safe.flatten(), reduction="none").reshape(safe.shape)
+        each = functional.cross_entropy(
+            logits.flatten(0, 1), safe.flatten(), reduction="none", label_smoothing=smoothing
+        ).reshape(safe.shape)
     # Not a product with the mask: 0 times an infinite loss would be NaN.
     total = torch.where(counts, each, torch.zeros_like(each)).sum()
     return world.size * total / world.total(counts.sum()).clamp(min=1)
@@ -107,7 +111,9 @@ class Objective(nn.Module):
         total = torch.zeros((), device=rows.device)
         for task in config.tasks if self.supervised else ():
             labels = batch[f"label_{task}"]
-            loss = torch.stack([masked_loss(view[task], labels, self.world) for view in logits]).mean()
+            loss = torch.stack(
+                [masked_loss(view[task], labels, self.world, self.recipe.smoothing) for view in logits]
+            ).mean()
             parts.append(loss)
             total = total + self.recipe.task_weights.get(task, 1.0) * loss
         if self.weight > 0:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Dict, Mapping, Optional, Tuple
 
@@ -130,6 +130,7 @@ class Recipe:
         task_weights: Weight of each task's loss, 1 where it is not given.
         features: {group: features}, in place of those that :mod:`training.features` chooses; scales are fitted anyhow.
         views: As in :class:`training.config.ModelConfig`.
+        smoothing: Labels are drawn towards equal chances of all classes by this share.
         members: Networks whose logits are averaged.
         temperature: Divisor of the mean logit.
         precision: Of the products: ``auto`` is bfloat16 on a GPU and float32 on a processor.
@@ -147,6 +148,7 @@ class Recipe:
     task_weights: Dict[str, float] = field(default_factory=dict)
     features: Dict[str, Tuple[FeatureConfig, ...]] = field(default_factory=dict)
     views: Tuple[Tuple[str, ...], ...] = ()
+    smoothing: float = 0.0
     members: int = 1
     temperature: float = 1.0
     precision: str = "auto"
@@ -159,7 +161,7 @@ class Recipe:
             raise ValueError(f"precision {self.precision!r} is not one of {', '.join(PRECISIONS)}")
         if self.members < 1:
             raise ValueError("members must be at least 1")
-        if not any(self.fit.length(sites) for sites in (1,)):
+        if not self.fit.length(1):
             raise ValueError("fit needs steps or epochs")
         window, cell = self.size.window_px, self.size.cell_px
         if not 0 < self.stride_px <= self.decode_px <= window or (window - self.decode_px) % 2:
@@ -172,7 +174,7 @@ class Recipe:
 
 # `small` is meant for two processor cores; cells of 20 m keep patterns that cells of 40 m average away.
 PRESETS: Mapping[str, Recipe] = {
-    "small": Recipe(size=SizeConfig(cell_px=2)),
+    "small": Recipe(size=replace(SIZES["small"], cell_px=2)),
     "paper": Recipe(
         size=SIZES["paper"],
         pretrain=StageRecipe(epochs=50, batch=32, learning_rate=1e-4, start_rate=5e-7, warmup=0.05),

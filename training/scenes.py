@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import tempfile
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Dict, Iterator, Optional, Protocol, Sequence, Tuple
 
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from miso_qgis.engine.covariates import ChannelStack
 from miso_qgis.engine.errors import InputError
-from miso_qgis.engine.grid import ALASKA_ALBERS, Grid, is_alaska_albers, parse_target_crs
+from miso_qgis.engine.grid import ALASKA_ALBERS, Grid, is_alaska_albers
 from miso_qgis.engine.progress import Progress, Scaled, Silent
 from miso_qgis.engine.rasters import gdal_settings
 
@@ -217,17 +217,15 @@ def open_scene(
     if storage not in STORAGES:
         raise InputError("Storage", f'"{storage}" is unknown.', f"{', '.join(STORAGES)} are known.", "Choose one.")
     held = storage == "memory" or (storage == "auto" and memory_bytes(dataset, size) <= memory_mb * 1_000_000)
-    # The grid's CRS must be an object that compares: a dataset names it by a text.
-    dataset_grid = replace(dataset.grid, crs=parse_target_crs(dataset.crs))
     groups = {group.name: len(group.channels) for group in dataset.groups}
     with gdal_settings(), tempfile.TemporaryDirectory(prefix="miso-scene-") as scratch:
         with dataset.stack(Path(scratch), Scaled(progress, 0.0, 0.5 if held else 1.0)) as stack:
             if not held:
-                yield Scene(StackCells(stack, size.cell_px, device), dataset_grid, groups, size, False, device)
+                yield Scene(StackCells(stack, size.cell_px, device), dataset.grid, groups, size, False, device)
                 return
-            cells = _loaded(stack, dataset_grid, size, Scaled(progress, 0.5, 1.0))
+            cells = _loaded(stack, dataset.grid, size, Scaled(progress, 0.5, 1.0))
         yield Scene(
-            MemoryCells(cells.to(device), size.window_px // size.cell_px), dataset_grid, groups, size, True, device
+            MemoryCells(cells.to(device), size.window_px // size.cell_px), dataset.grid, groups, size, True, device
         )
 
 

@@ -42,6 +42,8 @@ batch = 4
 learning_rate = 3e-3
 [contrast]
 locations = 6
+[optimiser]
+average_decay = 0.8
 [window]
 points = 20
 """
@@ -55,7 +57,7 @@ def channels(seed=5):
     green = 2000 + 8 * columns + generator.normal(0, 20, (HEIGHT, WIDTH))
     green[20:30, 90:110] = -32768
     rain = 300 + 0.5 * rows + 0.3 * columns
-    wet = np.where((rows // 12 + columns // 12) % 2 == 0, 11, 42)
+    wet = np.where((rows // 34 + columns // 44) % 2 == 0, 11, 42)
     return np.stack([red, green, rain, wet]).astype(np.float32)
 
 
