@@ -28,6 +28,7 @@ VALIDATION = REPOSITORY / "docs" / "validation.md"
 MODEL_FOLDER = REPOSITORY / "models" / "cpcrw"
 
 RUN = REPOSITORY / "runs" / "bundle"
+BUNDLED = "No dataset was given and the run folder holds none: the bundled model's watershed is trained on."
 
 Arguments = argparse.Namespace
 Parser = argparse.ArgumentParser
@@ -200,6 +201,7 @@ def _pretrain(arguments: Arguments) -> int:
             count = len(workshop.pretrained())
             workshop.note(f"{count} network(s) pretrained on covariates alone, in {arguments.run}")
         return 0
+    _say(BUNDLED)
     count = len(_workshop(arguments).pretrained(_seed(arguments), _say))
     print(f"{count} networks pretrained on covariates alone, in {arguments.run}")
     return 0
@@ -222,6 +224,7 @@ def _train(arguments: Arguments) -> int:
         return 0
     from . import bundle
 
+    _say(BUNDLED)
     print(f"Written: {bundle.train(_workshop(arguments), _seed(arguments), _say)}")
     return 0
 

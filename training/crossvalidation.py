@@ -172,7 +172,7 @@ def begun(
         storage=means.storage,
         memory_mb=means.memory_mb,
         device=means.world.device,
-        progress=means.stop,
+        progress=means.stop if means.world.leads else None,
     ) as scene:
         where = "held in memory" if scene.in_memory else "read from the rasters as they are needed"
         note(f"{scene.grid.height} x {scene.grid.width} px of {scene.grid.resolution:g} m, {where}")

@@ -187,7 +187,8 @@ PRESETS: Mapping[str, Recipe] = {
 def read_recipe(path: Optional[Path], preset: Optional[str] = None) -> Recipe:
     """Read a recipe: a preset, changed by the keys of a TOML or JSON file.
 
-    The file's ``preset`` key says which one it starts from (default ``small``); ``preset`` given here wins.
+    The file's ``preset`` key says which one it starts from (default ``small``); ``preset`` given here wins. A run's
+    ``config.json`` gives the recipe of that run, so that it can be repeated.
 
     Raises:
         InputError: If the file cannot be read, holds an unknown key, or its values make no sense.
@@ -210,6 +211,8 @@ def _read(path: Path) -> Dict[str, Any]:
     found: Any = json.loads(text) if Path(path).suffix.lower() == ".json" else tomllib.loads(text)
     if not isinstance(found, dict):
         raise ValueError("an object is needed")
+    if {"format", "recipe", "model"} <= set(found):
+        return dict(found["recipe"])
     return found
 
 

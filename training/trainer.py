@@ -8,6 +8,7 @@ everything else is in the checkpoint. That holds for the same device, number of 
 from __future__ import annotations
 
 import hashlib
+import os
 import signal
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -205,6 +206,8 @@ class _Fitting:
         self.settings = recipe.fit if stage.labelled is not None else recipe.pretrain
         self.part = world.part(self.settings.batch)
         if recipe.deterministic:
+            # What cuBLAS asks for; it is read when the first product is computed.
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
             torch.use_deterministic_algorithms(True)
         self.model = Miso(around.config)
         own = dict(self.model.named_parameters())

@@ -16,6 +16,7 @@ from torch.nn import functional  # noqa: E402
 
 from miso_qgis.engine.errors import InputError  # noqa: E402
 from miso_qgis.engine.manifest import ChannelSpec, GroupSpec  # noqa: E402
+from miso_qgis.engine.schema import to_json  # noqa: E402
 from training import features, losses  # noqa: E402
 from training.asking import ask, taper, window_spec  # noqa: E402
 from training.config import ModelConfig  # noqa: E402
@@ -356,6 +357,8 @@ def test_a_recipe_changes_a_preset_key_by_key(tmp_path):
     assert found.task_weights == {"nsp": 2.0}
     assert read_recipe(None, "small") == PRESETS["small"]
     assert isinstance(read_recipe(path, "small"), Recipe)
+    (tmp_path / "config.json").write_text(json.dumps({"format": 1, "model": {}, "recipe": to_json(found)}))
+    assert read_recipe(tmp_path / "config.json") == found  # a run's own, to repeat it
 
 
 @pytest.mark.parametrize(
