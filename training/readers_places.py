@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, List, Mapping, Optional, Sequence, Tuple
 
 import numpy as np
+import shapely
 from numpy.typing import NDArray
 from rasterio.crs import CRS
 from rasterio.errors import CRSError
@@ -28,9 +29,27 @@ FloatArray = NDArray[np.float64]
 BoolArray = NDArray[np.bool_]
 
 PLACES = ("x", "y", "lon", "lat")
-# Alaska in longitude and latitude, with its sea: the western Aleutians lie beyond 180 degrees.
-_MAINLAND = (-180.0, 50.5, -129.0, 72.0)
-_NEAR_ISLANDS = (170.0, 50.5, 180.0, 55.0)
+# Alaska in longitude and latitude with its sea and some 50 km of Canada: the mainland, the panhandle, and the Aleutians
+# beyond 180 degrees. A box around all three would hold half of the Yukon.
+_ALASKA = shapely.multipolygons(
+    [
+        shapely.box(-180.0, 50.5, -140.3, 72.0),
+        shapely.Polygon(
+            [
+                (-141.0, 54.2),
+                (-129.5, 54.2),
+                (-129.3, 56.3),
+                (-131.2, 57.1),
+                (-132.5, 58.7),
+                (-133.5, 59.4),
+                (-134.7, 60.1),
+                (-139.0, 60.7),
+                (-141.0, 60.8),
+            ]
+        ),
+        shapely.box(170.0, 50.5, 180.0, 55.0),
+    ]
+)
 # Where a file gives a place twice; rounding to four decimals of a degree is 10 m, a wrong datum up to 200 m.
 AGREE_M = 100.0
 _NOTHING = ("no_place", "bad_coordinate")
@@ -56,10 +75,7 @@ def shown(value: Any) -> str:  # noqa: ANN401  # reason: raw values are of any t
 
 def in_alaska(lon: FloatArray, lat: FloatArray) -> BoolArray:
     """Whether places, in degrees, lie in Alaska or the sea around it."""
-    inside = np.zeros(np.shape(lon), dtype=bool)
-    with np.errstate(invalid="ignore"):
-        for west, south, east, north in (_MAINLAND, _NEAR_ISLANDS):
-            inside |= (lon >= west) & (lon <= east) & (lat >= south) & (lat <= north)
+    inside: BoolArray = shapely.intersects_xy(_ALASKA, lon, lat)
     return inside
 
 
