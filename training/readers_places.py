@@ -31,7 +31,7 @@ BoolArray = NDArray[np.bool_]
 PLACES = ("x", "y", "lon", "lat")
 # Alaska in longitude and latitude with its sea and some 50 km of Canada: the mainland, the panhandle, and the Aleutians
 # beyond 180 degrees. A box around all three would hold half of the Yukon.
-_ALASKA = shapely.multipolygons(
+_ALASKA = shapely.union_all(
     [
         shapely.box(-180.0, 50.5, -140.3, 72.0),
         shapely.Polygon(
