@@ -14,7 +14,7 @@ import os
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,13 +37,12 @@ BUFFER_M: Mapping[str, float] = {"SH-1km": 1_000.0, "SH-10km": 10_000.0}
 # Units of resampling where a split has no clusters of its own: neighbours within 1 km are no independent evidence.
 RESAMPLING_M = 1_000.0
 FOLDS = 5
-# kNNDM: no fold may hold more than MAX_SHARE of the sites; TRIED numbers of clusters are tried. Above TREE_SITES sites,
-# clusters come from k-means (with MEANS at most): the tree needs all pairs, N^2 / 2 x 8 bytes. Sites count as clustered
-# below SIGNIFICANCE. Share and significance are those of the paper's implementation (R package CAST).
+# kNNDM: no fold may hold more than MAX_SHARE of the sites; TRIED numbers of clusters are tried; the tree of clusters is
+# built of at most TREE_SITES sites, because it needs all pairs, N^2 / 2 x 8 bytes. Sites count as clustered below
+# SIGNIFICANCE. Share and significance are those of the paper's implementation (R package CAST).
 MAX_SHARE = 0.5
 TRIED = 40
 TREE_SITES = 6_000
-MEANS = 1_000
 SIGNIFICANCE = 0.05
 
 
@@ -287,7 +286,7 @@ def knndm(places: FloatArray, area: FloatArray, folds: int, seed: int) -> Tuple[
         places: Sites, (N, 2), m.
         area: Places of prediction, (M, 2), m.
         folds: How many.
-        seed: Of k-means and of random folds.
+        seed: Of random folds and, above ``TREE_SITES``, of the sites in the tree.
 
     Returns:
         Cluster of each site, fold of each site, and facts: W of the partition and of random folds, what was chosen.
@@ -316,17 +315,16 @@ def knndm(places: FloatArray, area: FloatArray, folds: int, seed: int) -> Tuple[
     return _in_order(clusters), fold, {**facts, "W_m": w, "clusters": int(number), "chosen": "clusters"}
 
 
-def _clusterings(places: FloatArray, numbers: IntArray, seed: int) -> List[Tuple[int, IntArray]]:
-    if len(places) <= TREE_SITES:
-        tree = linkage(places, method="ward")
-        return [(int(n), fcluster(tree, int(n), criterion="maxclust").astype(np.int64) - 1) for n in numbers]
-    from sklearn.cluster import MiniBatchKMeans
-
-    found = []
-    for n in numbers[numbers <= MEANS]:
-        means = MiniBatchKMeans(int(n), random_state=seed, n_init=1, batch_size=4096).fit(places)
-        found.append((int(n), means.labels_.astype(np.int64)))
-    return found
+def _clusterings(places: FloatArray, numbers: IntArray, seed: int) -> Iterator[Tuple[int, IntArray]]:
+    """Yield partitions into about each of ``numbers`` clusters, cut from one tree (Ward's)."""
+    chosen = np.arange(len(places))
+    if len(places) > TREE_SITES:
+        chosen = np.random.default_rng(seed).choice(len(places), TREE_SITES, replace=False)
+    # The others join the cluster of the nearest site that was chosen; chosen sites are their own nearest.
+    owner = np.asarray(cKDTree(places[chosen]).query(places)[1])
+    tree = linkage(places[chosen], method="ward")
+    for number in numbers[numbers < chosen.size]:
+        yield int(number), fcluster(tree, int(number), criterion="maxclust").astype(np.int64)[owner] - 1
 
 
 def _merge(places: FloatArray, clusters: IntArray, folds: int) -> IntArray:
