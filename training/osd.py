@@ -397,7 +397,8 @@ def slope_percent(head: str) -> float:
 def described_on(head: str) -> str:
     """Return the day on which the pedon was described, ISO, or nothing."""
     found = re.search(
-        r"(?:described|sampled)(?:\s+\w+){0,3}?\s+(?:on|in)?\s*([A-Z][a-z]+\.? \d{1,2},? \d{4}|\d[\d/]+\d{4})", head
+        r"(?:[Dd]escribed|[Ss]ampled)(?:\s+\w+){0,3}?\s+(?:on|in)?\s*([A-Z][a-z]+\.? \d{1,2},? \d{4}|\d[\d/]+\d{4})",
+        head,
     )
     day = date(found[1])[0] if found else None
     return day.isoformat() if day is not None else ""

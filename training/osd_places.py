@@ -35,6 +35,7 @@ MERIDIANS: Mapping[str, Tuple[float, float]] = {
     "seward": (60 + 7 / 60 + 37 / 3600, -(149 + 21 / 60 + 26 / 3600)),
     "umiat": (69 + 23 / 60 + 30 / 3600, -(152 + 0 / 60 + 5 / 3600)),
 }
+_MOST_TOWNSHIPS = 100  # from Seward to the southernmost Aleutians are 95
 _TIER = 4  # townships between two standard parallels, 24 miles
 
 
@@ -202,6 +203,8 @@ def _survey(text: str, meridian: str) -> Optional[Place]:
     township, across = _TOWNSHIP.search(text), _RANGE.search(text)
     named = meridian_in(text)
     if township is None or across is None or not (named or meridian):
+        return None
+    if int(township[1]) > _MOST_TOWNSHIPS:
         return None
     notes = [] if named else [f"{meridian.title()} Meridian taken from other series of the survey area"]
     row = int(township[1]) - 1 if township[2].upper() == "N" else -int(township[1])
