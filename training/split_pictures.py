@@ -41,6 +41,7 @@ COAST = Path("vectors_snap") / "alaska_coast.gpkg"
 PLACES = 4_000  # of prediction: their distances' distribution is smooth, and W changes by a few percent with more
 # Okabe and Ito's colours, told apart by colour-blind readers; more folds than colours repeat them.
 _COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")
+_LAND_SHARE = 0.02  # of a dataset's box; below that the simplified coast says nothing about it
 _NEAREST_M = 1.0  # shorter distances are drawn there: the axis is logarithmic
 
 
@@ -96,18 +97,33 @@ def lattice(bounds: Sequence[float], count: int, polygons: Sequence[Any] = ()) -
 
 
 def area_of(dataset: Optional[Dataset], sites: Sites, count: int = PLACES) -> Area:
-    """Return the area of prediction: that of a dataset; else Alaska; else, without its coast, the sites' box."""
+    """Return the area of prediction: a dataset's (its land), else Alaska, else, without its coast, the sites' box."""
     coast = read_coast()
     if dataset is not None:
-        places = lattice(dataset.grid.bounds, count)
-        x, y = project(places[:, 0], places[:, 1], CRS.from_user_input(dataset.crs), ALBERS)
-        note = " (simulated)" if dataset.simulated else ""
-        return Area(f'dataset "{dataset.name}"{note}', np.column_stack([x, y]), coast)
+        title = f'dataset "{dataset.name}"'
+        places = _in_albers(dataset, count)
+        if dataset.simulated:
+            return Area(f"{title} (simulated)", places, coast)
+        if coast:
+            land = shapely.union_all(list(coast))
+            shapely.prepare(land)
+            share = float(shapely.contains_xy(land, places[:, 0], places[:, 1]).mean())
+            if share > _LAND_SHARE:
+                # As many places as without the sea: a finer lattice.
+                places = _in_albers(dataset, int(count / share))
+                places = places[shapely.contains_xy(land, places[:, 0], places[:, 1])]
+                title += ", land" if share < 1 else ""
+        return Area(title, places, coast)
     if coast:
         bounds = shapely.total_bounds(list(coast))
         return Area("Alaska", lattice(bounds, count, coast), coast)
     box = (sites.x.min(), sites.y.min(), sites.x.max() + 1.0, sites.y.max() + 1.0)
     return Area("the box of the sites (no coast file)", lattice(box, count))
+
+
+def _in_albers(dataset: Dataset, count: int) -> FloatArray:
+    places = lattice(dataset.grid.bounds, count)
+    return np.column_stack(project(places[:, 0], places[:, 1], CRS.from_user_input(dataset.crs), ALBERS))
 
 
 def draw_folds(split: Split, sites: Sites, area: Area, path: Path, title: str) -> None:

@@ -13,6 +13,7 @@ from sklearn.cluster import DBSCAN
 from miso_qgis.engine.errors import InputError
 from training import cli, split_pictures
 from training import spatial_splits as splits
+from training.dataset import Dataset
 from training.sites import CLASSES, MISSING, Sites
 
 
@@ -361,6 +362,40 @@ def test_a_split_that_cannot_be_made_does_not_hold_up_the_others(tmp_path):
     assert "1 cluster, fewer than 3 folds" in result["problems"][0]
     with pytest.raises(InputError, match="fewer than 3 folds"):
         split_pictures.describe_splits(make_sites(places), tmp_path, "Close by", names=("SH-10km",), folds=3)
+
+
+def box_dataset(simulated, bounds):
+    return Dataset(
+        format=1,
+        name="box",
+        title="Box",
+        simulated=simulated,
+        licence="CC0-1.0",
+        citation="none",
+        bounds=bounds,
+        inputs={},
+        sources={},
+        groups=(),
+        observations=(),
+        tasks=("nsp",),
+        resolution_m=1000.0,
+    )
+
+
+def test_the_area_of_a_dataset_is_its_land_unless_it_is_simulated(monkeypatch):
+    import shapely
+
+    monkeypatch.setattr(split_pictures, "read_coast", lambda: (shapely.box(0, 0, 50_000, 100_000),))
+    bounds = (5.0, 5.0, 100_005.0, 100_005.0)
+    real = split_pictures.area_of(box_dataset(False, bounds), make_sites(surveys(10)), 1000)
+    assert real.title == 'dataset "box", land'
+    assert real.places[:, 0].max() < 50_000
+    assert len(real.places) == pytest.approx(1000, rel=0.1)
+    made_up = split_pictures.area_of(box_dataset(True, bounds), make_sites(surveys(10)), 1000)
+    assert made_up.title == 'dataset "box" (simulated)'
+    assert made_up.places[:, 0].max() > 95_000
+    far = split_pictures.area_of(box_dataset(False, (600_005.0, 5.0, 700_005.0, 100_005.0)), make_sites(surveys(10)))
+    assert far.title == 'dataset "box"'
 
 
 @pytest.mark.real_data
