@@ -1,6 +1,6 @@
 """How far our parser of soil series descriptions agrees with a table that others parsed from the same texts.
 
-    python -m benchmarks.osd_agreement [--folder FOLDER] [--list] [--json FILE]
+Usage: python benchmarks/osd_agreement.py [--folder FOLDER] [--list] [--json FILE]
 
 Prints, per column, in how many series both have a value, in how many only one, and how many agree; ``--list`` names
 the disagreements. Also how far survey places (township, range, section) lie from coordinates printed in the same text:
@@ -18,11 +18,12 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import shapely
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
-from training import osd, osd_places  # noqa: E402
+from training import osd, osd_places, readers_places, split_pictures  # noqa: E402
 
 FOLDER = "osd_alaska"
 
@@ -136,6 +137,27 @@ def survey_errors(texts):
     return sorted(found)
 
 
+def on_land(series, rows):
+    """Count survey places of southeast Alaska, in both, that lie inside the coast: ours, the table's, of how many."""
+    coast = split_pictures.read_coast()
+    if not coast:
+        return None
+    land = shapely.union_all(list(coast))
+    both = [
+        (one.place, rows[name])
+        for name, one in series.items()
+        if one.place and one.place.method == "plss_section" and rows[name]["coord_method"] == "plss_section"
+    ]
+    chosen = [(place, row) for place, row in both if place.lat < 60 and place.lon > -140]
+    ours = np.array([(place.lon, place.lat) for place, _ in chosen])
+    theirs = np.array([(float(row["lon"]), float(row["lat"])) for _, row in chosen])
+    counts = []
+    for places in (ours, theirs):
+        x, y = readers_places.project(*places.T, readers_places.DEGREES, readers_places.ALBERS)
+        counts.append(int(shapely.intersects_xy(land, x, y).sum()))
+    return {"ours": counts[0], "table": counts[1], "of": len(chosen)}
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--folder", type=Path, default=data_folder(), help="folder with archive and table")
@@ -175,6 +197,13 @@ def main():
         f"\nSurvey place against printed coordinates: {km.size} texts, median {np.median(km):.2f} km, "
         f"75 % {np.quantile(km, 0.75):.2f} km, 90 % {np.quantile(km, 0.9):.2f} km"
     )
+    figures["on land"] = on_land(series, rows)
+    if figures["on land"]:
+        print(
+            "Survey places of southeast Alaska on land: {ours} of ours, {table} of the table's, of {of}".format(
+                **figures["on land"]
+            )
+        )
     if arguments.list:
         print("    " + ", ".join(f"{Path(name).stem} {error:.1f}" for error, name in errors[::-1]))
     if arguments.json:
