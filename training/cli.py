@@ -20,6 +20,9 @@ from .splits import SPLITS
 if TYPE_CHECKING:
     from .bundled import Workshop
     from .crossvalidation import Workshop as DatasetWorkshop
+    from .dataset import Dataset
+    from .readers_report import ReadReport
+    from .sites import Sites
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PREDICTIONS = REPOSITORY / "runs" / "predictions"
@@ -209,7 +212,7 @@ def _pretrain(arguments: Arguments) -> int:
 
 def _train_arguments(parser: Parser) -> None:
     _stage_arguments(parser)
-    parser.add_argument("--split", help="fit the folds of this split instead of all sites")
+    parser.add_argument("--split", help="fit the folds of this split instead of all sites (cross-validate --help)")
     parser.add_argument("--folds", nargs="+", default=["all"], help="folds to fit (default all); numbers from 0")
 
 
@@ -318,9 +321,117 @@ def _bundle(arguments: Arguments) -> int:
     return 0
 
 
+def _source_arguments(parser: Parser) -> None:
+    parser.add_argument("source", type=Path, help="file of observations, or dataset.json (or its folder)")
+    parser.add_argument("--columns", nargs="+", default=[], metavar="FIELD=COLUMN", help="columns with other names")
+    parser.add_argument("--crs", default="", help="CRS of x and y (or of lon and lat)")
+
+
+def _observed(arguments: Arguments, values: bool = False) -> Tuple[Sites, ReadReport, Optional[Dataset]]:
+    from . import readers
+    from .dataset import FILE, ObservationFile, read_dataset
+
+    source: Path = arguments.source
+    if source.is_dir() or source.name == FILE:
+        dataset = read_dataset(source)
+        return (*readers.read_observations(dataset, values=values), dataset)
+    wrong = [text for text in arguments.columns if not all(text.partition("="))]
+    if wrong:
+        raise InputError("--columns", f'"{wrong[0]}" names no column.', "FIELD=COLUMN is needed, such as nsp=pf1m.")
+    columns = {field: column for field, _, column in (text.partition("=") for text in arguments.columns)}
+    return (*readers.read_files([ObservationFile(str(source), columns, arguments.crs)]), None)
+
+
+def _observations_arguments(parser: Parser) -> None:
+    _source_arguments(parser)
+    parser.add_argument("--values", action="store_true", help="look up a dataset's rasters at every site (slow)")
+    parser.add_argument("--json", type=Path, help="write the report to this file as well")
+    parser.add_argument("--out", type=Path, help="write the sites that are kept to this CSV")
+
+
+def _observations(arguments: Arguments) -> int:
+    import json
+
+    from . import readers
+
+    sites, report, _ = _observed(arguments, arguments.values)
+    print(report)
+    if arguments.json is not None:
+        arguments.json.write_text(json.dumps(report.json(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    if arguments.out is not None:
+        readers.write_sites(sites, arguments.out)
+    return 0
+
+
+def _splits_arguments(parser: Parser) -> None:
+    _source_arguments(parser)
+    parser.add_argument("--out", type=Path, required=True, help="folder for pictures, split files and splits.json")
+    names = ("random", "SH-1km", "SH-10km", "kNNDM")
+    parser.add_argument("--splits", nargs="*", default=list(names), choices=names, help="which (default all)")
+    parser.add_argument("--released", nargs="+", type=Path, default=[], help="released split files to read as well")
+    parser.add_argument("--folds", type=int, default=5, help="number of folds (default 5)")
+    parser.add_argument("--seed", type=int, default=1, help="seed of the dealing (default 1)")
+
+
+def _splits(arguments: Arguments) -> int:
+    from . import split_pictures
+
+    sites, report, dataset = _observed(arguments)
+    print(f"{report.kept} of {report.records} records kept (python -m training observations says why).")
+    title = arguments.source.stem if dataset is None else dataset.title
+    if dataset is not None and dataset.simulated:
+        title += " (simulated)"
+    _, result = split_pictures.describe_splits(
+        sites,
+        arguments.out,
+        title,
+        dataset,
+        arguments.splits,
+        arguments.released,
+        arguments.folds,
+        arguments.seed,
+    )
+    print(f"{split_pictures.as_text(result)}\nWritten: {arguments.out}")
+    return 0
+
+
+def _tiles_arguments(parser: Parser) -> None:
+    parser.add_argument("folder", type=Path, help="folder with HDF5 tiles (AK050H48V07.h5, ...)")
+    parser.add_argument("--out", type=Path, required=True, help="folder for GeoTIFFs, mosaics and inputs.json")
+    parser.add_argument("--bands", nargs="+", default=[], help="names of the channels, where there are not 9 or 10")
+    parser.add_argument("--nodata", nargs="+", type=float, default=[], help="more values that mean missing data")
+    parser.add_argument("--pixels", type=int, default=5000, help="rows and columns of a tile (default 5000)")
+
+
+def _tiles(arguments: Arguments) -> int:
+    from . import tiles
+
+    mosaics = tiles.convert(
+        arguments.folder, arguments.out, pixels=arguments.pixels, bands=arguments.bands, nodata=arguments.nodata
+    )
+    for mosaic in mosaics:
+        print(f"Written: {mosaic.path}, {len(mosaic.tiles)} tiles, bands {', '.join(mosaic.product.inputs)}")
+    print(f"Written: {arguments.out / 'inputs.json'}: bounds, inputs, sources and groups for a dataset.json there")
+    return 0
+
+
+def _osd_arguments(parser: Parser) -> None:
+    parser.add_argument("archive", type=Path, help="tar archive or folder of official soil series descriptions")
+    parser.add_argument("--out", type=Path, required=True, help="CSV of observations to write")
+
+
+def _osd(arguments: Arguments) -> int:
+    from . import osd
+
+    found = osd.read_archive(arguments.archive)
+    osd.write_table(found, arguments.out)
+    print(f"{osd.summary(found)}\nWritten: {arguments.out}")
+    return 0
+
+
 def _cross_validate_arguments(parser: Parser) -> None:
     _stage_arguments(parser)
-    parser.add_argument("--split", required=True, help="how folds are made")
+    parser.add_argument("--split", required=True, help="random, SH-1km, SH-10km, kNNDM, or a released split file")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1], help="one cross-validation each (default 1)")
     parser.add_argument("--folds", nargs="+", default=["all"], help="folds to fit (default all); numbers from 0")
 
@@ -366,6 +477,10 @@ STEPS: List[Tuple[str, str, Callable[[Parser], None], Callable[[Arguments], int]
     ("export", "write the model folder from trained networks", _export_run_arguments, _export),
     ("bundle", "make the bundled model: random-forest, train, export", _export_arguments, _bundle),
     ("random-forest", "fit and export the bundled Random Forest", _random_forest_arguments, _random_forest),
+    ("observations", "read observations and report what was dropped and why", _observations_arguments, _observations),
+    ("splits", "make spatial folds, their maps and distance curves", _splits_arguments, _splits),
+    ("tiles", "convert HDF5 tiles to mosaics that a dataset reads", _tiles_arguments, _tiles),
+    ("osd", "parse official soil series descriptions into observations", _osd_arguments, _osd),
     ("cross-validate", "predict a dataset's folds with MISO", _cross_validate_arguments, _cross_validate),
 ]
 

@@ -28,7 +28,8 @@ from .runs import Run, RunConfig, RunData
 from .sampling import Labelled
 from .scenes import Scene, open_scene
 from .sites import CLASSES, MISSING, Sites
-from .surveys import Folds, assign_folds, load_sites
+from .spatial_splits import Split
+from .surveys import assign_folds, load_sites
 from .trainer import Execution, Note, Parameters, Stage, Stop, Surroundings, initial_parameters, run_stage
 from .trainer import with_parameters as network
 from .world import World
@@ -165,7 +166,10 @@ def begun(
         recipe = recipe or PRESETS["small"]
         _check_tasks(dataset, tasks)
     sites, report = load_sites(dataset)
-    note(f"{dataset.title}: {len(sites)} sites.{' Simulated, nothing in it is real.' if dataset.simulated else ''}")
+    note(
+        f"{dataset.title}: {len(sites)} sites of {report['records']} records."
+        f"{' Simulated, nothing in it is real.' if dataset.simulated else ''}"
+    )
     with open_scene(
         dataset,
         recipe.size,
@@ -209,7 +213,7 @@ def _usable(sites: Sites, scene: Scene, report: Dict[str, Any], note: Note) -> T
     known = scene.known_at(rows, columns)
     outside = ~((rows >= 0) & (rows < scene.grid.height) & (columns >= 0) & (columns < scene.grid.width))
     report = {
-        **report,
+        "reading": report,
         "outside_the_area": int(outside.sum()),
         "without_a_value_in_some_channel": int((~known & ~outside).sum()),
         "used": int(known.sum()),
@@ -220,9 +224,10 @@ def _usable(sites: Sites, scene: Scene, report: Dict[str, Any], note: Note) -> T
             f"{report['without_a_value_in_some_channel']} where a channel has no value"
         )
     kept = sites.subset(known)
-    for task, labels in kept.labels.items():
-        counts = np.bincount(labels[labels != MISSING], minlength=len(CLASSES[task]))
-        report[f"labels_{task}"] = {name: int(count) for name, count in zip(CLASSES[task], counts)}
+    report["labels"] = {
+        task: {name: int((labels == k).sum()) for k, name in enumerate(CLASSES[task])}
+        for task, labels in kept.labels.items()
+    }
     if not len(kept):
         needed = "Observations within the area are needed."
         remedy = "Check the observations' CRS and columns, and the dataset's bounds."
@@ -249,19 +254,18 @@ def _report_classes(name: str, labelled: Labelled, sites: Sites, note: Note) -> 
             note(f"{name}: no training site of {task} is {' or '.join(absent)}; that class cannot be learned there")
 
 
-Deal = Callable[[Sites, str, int, Dataset], Folds]
+Deal = Callable[[Sites, str, int, Dataset], Split]
 
 
 @dataclass(frozen=True)
 class _Dealt:
-    """A split of a run's sites, for one seed."""
+    """A split of a run's sites, for one seed of folds and fits."""
 
-    split: str
     seed: int
-    folds: Folds
+    folds: Split
 
     def stage(self, fold: int) -> str:
-        return f"cv/{self.split}/{self.seed}/{fold}"
+        return f"cv/{self.folds.name}/{self.seed}/{fold}"
 
 
 def cross_validate(
@@ -290,13 +294,15 @@ def cross_validate(
     """
     written: List[Path] = []
     for seed in seeds:
-        dealt = _Dealt(split, seed, deal(workshop.sites, split, seed, workshop.run.dataset))
+        dealt = _Dealt(seed, deal(workshop.sites, split, seed, workshop.run.dataset))
         fold_of = dealt.folds.fold
         numbers = np.unique(fold_of[fold_of >= 0]).tolist()
         wrong = [fold for fold in chosen or () if fold not in numbers]
         if wrong:
             known = f"Folds with sites are {', '.join(map(str, numbers))}."
             raise InputError(f'Split "{split}"', f"fold {wrong[0]} holds no site.", known, "Choose one of them.")
+        for text in dealt.folds.notes:
+            workshop.note(f"{split}, seed {seed}: {text}")
         missing = sorted(set(range(len(dealt.folds.train))) - set(numbers))
         if missing:
             workshop.note(f"{split}, seed {seed}: no site is in fold {', '.join(map(str, missing))}; left out")
@@ -334,7 +340,7 @@ def _predict(workshop: Workshop, dealt: _Dealt, fitted: Dict[int, Fitted]) -> Li
             OutOfFold(
                 model=MODEL,
                 task=task,
-                split=dealt.split,
+                split=dealt.folds.name,
                 seed=dealt.seed,
                 classes=CLASSES[task],
                 id=sites.id[judged],
@@ -344,7 +350,10 @@ def _predict(workshop: Workshop, dealt: _Dealt, fitted: Dict[int, Fitted]) -> Li
                 fold=dealt.folds.fold[judged],
                 cluster=dealt.folds.cluster[judged],
                 probability=probability / probability.sum(axis=1, keepdims=True),
-                facts=_facts(workshop, sum(seconds for _, seconds in fitted.values())),
+                facts={
+                    **_facts(workshop, sum(seconds for _, seconds in fitted.values())),
+                    "split": dealt.folds.facts,
+                },
             ).save(workshop.run.folder / FOLDER)
         )
     return paths

@@ -56,8 +56,8 @@ class GridImplicit(nn.Module):
     def __init__(self, function: ImplicitFunction) -> None:
         super().__init__()
         self.token_px, self.tokens = function.token_px, function.tokens
-        self.row_part = nn.Parameter(function.offset.weight[:, 0].detach().clone())  # (h1,)
-        self.column_part = nn.Parameter(function.offset.weight[:, 1].detach().clone())
+        parts = function.offset.weight.detach() * function.offset_gain  # (h1, 2)
+        self.row_part, self.column_part = nn.Parameter(parts[:, 0].clone()), nn.Parameter(parts[:, 1].clone())
         self.middle = function.middle
         weight, bias = function.merged()
         self.weight, self.bias = nn.Parameter(weight.detach()), nn.Parameter(bias.detach())

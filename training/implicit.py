@@ -51,9 +51,17 @@ def neighbours(coordinate_px: Tensor, token_px: float, tokens: int) -> Neighbour
 class ImplicitFunction(nn.Module):
     """f and the blend for one stage of one modality; output width D."""
 
-    def __init__(self, channels: int, widths: Tuple[int, int], embedding: int, token_px: float, tokens: int) -> None:
+    def __init__(
+        self,
+        channels: int,
+        widths: Tuple[int, int],
+        embedding: int,
+        token_px: float,
+        tokens: int,
+        offset_gain: float = 1.0,
+    ) -> None:
         super().__init__()
-        self.token_px, self.tokens = token_px, tokens
+        self.token_px, self.tokens, self.offset_gain = token_px, tokens, offset_gain
         self.cell = nn.Linear(channels, widths[0])  # first linear of f, the part that sees z_t (and its bias)
         self.offset = nn.Linear(2, widths[0], bias=False)  # first linear of f, the part that sees x_q - v_t
         self.middle = nn.Linear(widths[0], widths[1])
@@ -82,7 +90,7 @@ class ImplicitFunction(nn.Module):
         offset = torch.stack(
             [row.offset[..., :, None].expand(shape), column.offset[..., None, :].expand(shape)], dim=-1
         )
-        value = self.last(torch.relu(self.middle(torch.relu(near + self.offset(offset)))))
+        value = self.last(torch.relu(self.middle(torch.relu(near + self.offset(offset * self.offset_gain)))))
         weight = row.weight[..., :, None] * column.weight[..., None, :]  # opposite rectangle over the whole
         blended = (value * weight[..., None]).sum(dim=(-3, -2))
         normed: Tensor = self.norm(self.output(blended))

@@ -75,6 +75,7 @@ class Modality(nn.Module):
                 size.embedding,
                 float(size.patch_px * 2**stage),
                 size.tokens(stage),
+                size.offset_gain,
             )
             for stage in range(len(size.depths))
         )

@@ -153,7 +153,7 @@ def describe(workshop: Workshop, name: str) -> Manifest:
             "member_seeds": run.member_seeds(),
             "members": run.config.recipe.members,
             "parameters": sum(value.numel() for value in Miso(run.config.model).parameters()),
-            "sites": run.data.sites,
+            "sites": {key: run.data.sites[key] for key in ("used", "labels")},
             "period": _period(workshop),
         },
         limits=limits,
@@ -223,7 +223,7 @@ def card(manifest: Manifest) -> str:
         "",
         "## What it was trained on",
         "",
-        f"- {trained['sites'].get('used', 'an unknown number of')} sites"
+        f"- {trained['sites']['used']} sites"
         + (f" of {trained['period'][0]} to {trained['period'][1]}" if trained["period"] else "")
         + f", within {', '.join(f'{value:.0f}' for value in manifest.domain['bounds'])} ({manifest.domain['crs']}).",
         f"- Inputs: {', '.join(spec.title for spec in manifest.inputs.values())}.",

@@ -26,7 +26,7 @@ from training.crossvalidation import Means, begun, cross_validate  # noqa: E402
 from training.logs import StageLog, read, words  # noqa: E402
 from training.loop import with_parameters  # noqa: E402
 from training.recipes import read_recipe  # noqa: E402
-from training.surveys import Folds  # noqa: E402
+from training.spatial_splits import Split  # noqa: E402
 from training.trainer import Execution, Stop  # noqa: E402
 from training.world import World  # noqa: E402
 
@@ -56,8 +56,15 @@ def trained(ground, tmp_path_factory):
     run = tmp_path_factory.mktemp("runs") / "trained"
     with workshop(ground, run) as shop:
         shop.fit_all()
-        cross_validate(shop, "blocks-0.2km", [1])
+        cross_validate(shop, "random", [1])
     return run
+
+
+def split(name, fold):
+    """A split of which each fold learns from all sites that it does not test."""
+    fold = np.asarray(fold)
+    numbers = np.arange(fold.max() + 1)[:, None]
+    return Split(name, 1, fold.astype(np.int16), np.arange(fold.size), fold[None] != numbers)
 
 
 def final(run, stage):
@@ -79,13 +86,16 @@ def test_a_run_holds_what_is_needed_to_repeat_it(ground, trained):
     assert config["model"]["groups"][0]["features"][0]["scale"] > 0
     data = json.loads((trained / "data.json").read_text())
     assert set(data["files"]) == {"dataset.json", "bands.tif", "sites.csv"}
-    assert data["sites"]["used"] + data["sites"]["without_a_value_in_some_channel"] == 60
+    sites = data["sites"]
+    assert sites["reading"]["records"] == 60
+    assert sites["used"] + sites["without_a_value_in_some_channel"] == sites["reading"]["kept"]
+    assert sites["labels"]["nsp"]["present"] > 5
     environment = json.loads((trained / "environment.json").read_text())
     assert environment[0]["torch"] == torch.__version__
     stages = {
         path.parent.relative_to(trained / "checkpoints").as_posix() for path in trained.glob("checkpoints/**/*.pt")
     }
-    assert {"pretrain/0", "fit/all/0", "cv/blocks-0.2km/1/4/0"} <= stages
+    assert {"pretrain/0", "fit/all/0", "cv/random/1/4/0"} <= stages
     rows = read(trained / "logs" / "fit" / "all" / "0.csv")
     assert [int(row["step"]) for row in rows] == list(range(1, 9))
     assert all(float(row["loss"]) > 0 and float(row["gradient_norm"]) > 0 for row in rows)
@@ -148,7 +158,7 @@ def test_predictions_are_those_of_networks_that_did_not_see_the_fold(ground, tra
         nsp = found["nsp"]
         for fold in np.unique(nsp.fold):
             held = nsp.fold == fold
-            member = with_parameters(shop.run.config.model, final(trained, f"cv/blocks-0.2km/1/{fold}/0"))
+            member = with_parameters(shop.run.config.model, final(trained, f"cv/random/1/{fold}/0"))
             answer = ask([member], shop.scene, nsp.x[held], nsp.y[held], shop.run.config.recipe)["nsp"][:, 0]
             assert np.allclose(nsp.probability[held, 1], answer, atol=1e-6)
 
@@ -156,17 +166,17 @@ def test_predictions_are_those_of_networks_that_did_not_see_the_fold(ground, tra
 def test_folds_can_be_fitted_one_at_a_time(ground, trained, tmp_path):
     notes = []
     with workshop(ground, tmp_path / "run", notes=notes) as shop:
-        assert cross_validate(shop, "blocks-0.2km", [1], [3]) == []
+        assert cross_validate(shop, "random", [1], [3]) == []
         assert "folds 0, 1, 2, 4 are not fitted yet" in notes[-1]
         with pytest.raises(InputError, match="fold 7 holds no site"):
-            cross_validate(shop, "blocks-0.2km", [1], [7])
-        assert len(cross_validate(shop, "blocks-0.2km", [1])) == 2
-    assert equal(final(trained, "cv/blocks-0.2km/1/3/0"), final(tmp_path / "run", "cv/blocks-0.2km/1/3/0"))
+            cross_validate(shop, "random", [1], [7])
+        assert len(cross_validate(shop, "random", [1])) == 2
+    assert equal(final(trained, "cv/random/1/3/0"), final(tmp_path / "run", "cv/random/1/3/0"))
 
 
 def test_a_fold_without_sites_is_left_out_and_said(ground, tmp_path):
-    def deal(sites, split, seed, dataset):
-        return Folds.complementary(np.where(np.arange(len(sites)) % 2, 0, 2), np.arange(len(sites)))
+    def deal(sites, name, seed, dataset):
+        return split(name, np.where(np.arange(len(sites)) % 2, 0, 2))
 
     notes = []
     with workshop(ground, tmp_path / "run", notes=notes) as shop:
@@ -176,8 +186,8 @@ def test_a_fold_without_sites_is_left_out_and_said(ground, tmp_path):
 
 
 def test_a_class_that_a_fold_cannot_learn_is_said_and_the_others_are_learned(ground, tmp_path):
-    def deal(sites, split, seed, dataset):
-        return Folds.complementary(np.where(sites.labels["nsp"] == 1, 0, 1), np.arange(len(sites)))
+    def deal(sites, name, seed, dataset):
+        return split(name, np.where(sites.labels["nsp"] == 1, 0, 1))
 
     notes = []
     with workshop(ground, tmp_path / "run", notes=notes) as shop:
@@ -187,8 +197,8 @@ def test_a_class_that_a_fold_cannot_learn_is_said_and_the_others_are_learned(gro
 
 
 def test_a_fold_that_leaves_a_task_without_labels_is_refused(ground, tmp_path):
-    def deal(sites, split, seed, dataset):
-        return Folds.complementary(np.where(sites.labels["nsp"] >= 0, 0, 1), np.arange(len(sites)))
+    def deal(sites, name, seed, dataset):
+        return split(name, np.where(sites.labels["nsp"] >= 0, 0, 1))
 
     with workshop(ground, tmp_path / "run") as shop, pytest.raises(InputError, match="no site has a label of nsp"):
         cross_validate(shop, "all-of-a-task", [1], deal=deal)
@@ -196,9 +206,7 @@ def test_a_fold_that_leaves_a_task_without_labels_is_refused(ground, tmp_path):
 
 def test_a_checkpoint_of_other_folds_is_not_taken_for_these(ground, tmp_path):
     def deal(shift):
-        return lambda sites, split, seed, dataset: Folds.complementary(
-            (np.arange(len(sites)) + shift) // 7 % 2, np.arange(len(sites))
-        )
+        return lambda sites, name, seed, dataset: split(name, (np.arange(len(sites)) + shift) // 7 % 2)
 
     with workshop(ground, tmp_path / "run") as shop:
         cross_validate(shop, "mine", [1], deal=deal(0))
@@ -414,9 +422,10 @@ def test_sites_outside_and_in_holes_are_left_out_and_counted(ground, tmp_path):
     notes = []
     with workshop(tmp_path, tmp_path / "run", notes=notes) as shop:
         assert not {"out", "hole"} & set(shop.sites.id.tolist())
-        assert shop.run.data.sites["outside_the_area"] == 1
+        reasons = {one["reason"]: one["count"] for one in shop.run.data.sites["reading"]["findings"]}
+        assert reasons["outside_grid"] == 1
         assert shop.run.data.sites["without_a_value_in_some_channel"] >= 1
-    assert any(note.startswith("left out: 1 sites outside the area") for note in notes)
+    assert any("where a channel has no value" in note for note in notes)
 
 
 # The model folder
@@ -477,8 +486,8 @@ def test_the_command_line_trains_and_refuses_with_the_contracts_exit_statuses(gr
     assert command("export", "--run", run, "--out", tmp_path / "model") == 2
     assert "Run `python -m training train`" in capsys.readouterr().err
     assert command("train", *general) == 0
-    assert command("train", "--split", "blocks-0.2km", "--folds", "1", *general) == 0
-    assert command("cross-validate", "--split", "blocks-0.2km", "--folds", "one", *general) == 2
+    assert command("train", "--split", "random", "--folds", "1", *general) == 0
+    assert command("cross-validate", "--split", "random", "--folds", "one", *general) == 2
     assert command("train", "--size", "paper", *general) == 2
     assert "was begun with another configuration" in capsys.readouterr().err
     assert command("train", "--seed", "7", *general) == 2

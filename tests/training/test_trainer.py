@@ -26,8 +26,8 @@ from training.objectives import Objective, masked_loss, spread_info_nce  # noqa:
 from training.recipes import PRESETS, Recipe, StageRecipe, read_recipe  # noqa: E402
 from training.sampling import Labelled, Sampler  # noqa: E402
 from training.scenes import open_scene  # noqa: E402
-from training.sites import MISSING, Sites  # noqa: E402
-from training.surveys import Folds, assign_folds, load_sites  # noqa: E402
+from training.sites import MISSING  # noqa: E402
+from training.surveys import assign_folds, load_sites  # noqa: E402
 from training.world import World  # noqa: E402
 
 ALONE = World()
@@ -426,21 +426,16 @@ def test_a_constant_network_answers_its_constant_everywhere(scene, config, recip
 # Folds
 
 
-def test_stand_in_folds_never_divide_a_block_and_learn_from_the_rest(dataset):
+def test_folds_come_from_spatial_splits_and_from_released_files(dataset, tmp_path):
     sites = load_sites(dataset)[0]
-    folds = assign_folds(sites, "blocks-0.2km", 1, dataset)
-    for cluster in np.unique(folds.cluster):
-        assert np.unique(folds.fold[folds.cluster == cluster]).size == 1
-    assert (folds.train.sum(axis=0) == 4).all()
-    assert not any(folds.train[k][folds.fold == k].any() for k in range(5))
-    with pytest.raises(InputError, match="is unknown"):
+    assert assign_folds(sites, "random", 1, dataset).folds == 5
+    half = [str(name) for name in sites.id[::2]], [str(name) for name in sites.id[1::2]]
+    content = {"fold_0": {"train": half[0], "test": half[1]}, "fold_1": {"train": half[1], "test": half[0]}}
+    (tmp_path / "mine.json").write_text(json.dumps(content))
+    found = assign_folds(sites, str(tmp_path / "mine.json"), 1, dataset)
+    assert (found.name, found.fold[:3].tolist()) == ("mine", [1, 0, 1])
+    with pytest.raises(InputError, match=r"is unknown.*SH-10km"):
         assign_folds(sites, "SH-3km", 1, dataset)
-    assert Folds.complementary(np.array([0, 2]), np.array([0, 1])).train.tolist() == [
-        [False, True],
-        [True, True],
-        [True, False],
-    ]
-    assert isinstance(sites, Sites)
 
 
 def test_coordinates_are_scaled_as_the_test_above_undoes():

@@ -11,6 +11,7 @@ from rasterio.transform import from_origin
 from miso_qgis.engine.manifest import ChannelSpec, GroupSpec, InputSpec
 from miso_qgis.engine.messages import RasterSource
 from training.dataset import Dataset, ObservationFile, write_dataset
+from training.sites import CLASSES
 
 # On the grid's own lines: origin (-2199995, 2400005), steps of 10 m.
 LEFT, TOP = 299_995.0, 1_700_005.0
@@ -111,5 +112,5 @@ def write_sites(folder, bands, count, seed):
             order = int(column) * 3 // WIDTH + 2
             hidden = generator.random(2) < 1 / 3
             date = f"{1960 + number % 50}-07-15" if number % 4 else ""
-            labels = ["" if hidden[0] else nsp, "" if hidden[1] else order]
+            labels = ["" if hidden[0] else nsp, "" if hidden[1] else CLASSES["soil_order"][order]]
             writer.writerow([f"s{number}", LEFT + 10 * column, TOP - 10 * row, date, *labels])
