@@ -34,7 +34,7 @@ LOG_LOSS_FLOOR = 1e-6
 # Fewer draws than this share with a value, and the quantiles would speak of an unusual selection of draws.
 DEFINED_SHARE = 0.5
 FEW_CLUSTERS = 20
-_CHUNK_VALUES = 4_000_000  # sites x draws held at once: 32 MB per array
+_CHUNK_VALUES = 250_000  # sites x draws held at once: 2 MB per array, which stays in the processor's cache
 
 
 @dataclass(frozen=True)
@@ -256,6 +256,13 @@ def bootstrap(judged: Judged, draws: Draws) -> Dict[str, FloatArray]:
     return measures(judged, draws.index(judged.oof.cluster), draws.times.astype(np.float64))
 
 
+def calibration_measures(oof: OutOfFold, draws: Optional[Draws] = None) -> Dict[str, FloatArray]:
+    """Return Brier score, log loss and calibration error alone, (D,) each; of the sites as they are without draws."""
+    if draws is None:
+        return _proper(oof, np.zeros(oof.label.size, np.int64), np.ones((1, 1)))
+    return _proper(oof, draws.index(oof.cluster), draws.times.astype(np.float64))
+
+
 def confusion(
     label: NDArray[np.generic], called: NDArray[np.generic], classes: int, index: IntArray, times: FloatArray
 ) -> FloatArray:
@@ -349,20 +356,16 @@ def rank_measures(
     step = max(1, _CHUNK_VALUES // count)
     for start in range(0, draws, step):
         weights = times[rows, start : start + step]  # (N, chunk)
-        both = np.cumsum(weights, axis=0)[ends]
-        true = np.cumsum(np.where(is_so[:, None], weights, 0.0), axis=0)[ends]
-        false = both - true
-        hit, alarm = (
-            ratio(true, np.broadcast_to(true[-1], true.shape)),
-            ratio(false, np.broadcast_to(false[-1], false.shape)),
-        )
-        before = np.vstack([np.zeros((1, hit.shape[1])), hit[:-1]])
-        gain = hit - before
-        width = np.diff(alarm, axis=0, prepend=0.0)
-        precision = np.divide(true, both, out=np.zeros_like(true), where=both > 0)  # no weight, no gain either
-        defined = (true[-1] > 0) & (false[-1] > 0)
-        roc[start : start + step] = np.where(defined, (width * (hit + before)).sum(axis=0) / 2.0, np.nan)
-        average[start : start + step] = np.where(defined, (gain * precision).sum(axis=0), np.nan)
+        both, true = np.cumsum(weights, axis=0), np.cumsum(weights * is_so[:, None], axis=0)
+        if ends.size < count:
+            both, true = both[ends], true[ends]
+        gain = np.diff(true, axis=0, prepend=0.0)
+        false_gain = np.diff(both, axis=0, prepend=0.0) - gain
+        pairs = (false_gain * (true - gain / 2.0)).sum(axis=0)
+        # No weight so far means no gain either, so what stands for 0 / 0 does not matter.
+        precise = (gain * true / np.maximum(both, 1e-12)).sum(axis=0)
+        roc[start : start + step] = ratio(pairs, true[-1] * (both[-1] - true[-1]))
+        average[start : start + step] = np.where(both[-1] > true[-1], ratio(precise, true[-1]), np.nan)
     return roc, average
 
 
