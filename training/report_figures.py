@@ -8,9 +8,10 @@ of disagreement give to "MISO only" and "RF only".
 from __future__ import annotations
 
 import base64
+import functools
 import io
 from dataclasses import dataclass
-from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, List, Mapping, Optional, ParamSpec, Sequence, Tuple, TypeVar
 
 import matplotlib
 import numpy as np
@@ -23,6 +24,9 @@ from .report_comparison import FOREST, MISO, Assessed, Json, title_of
 from .report_curves import HISTOGRAM_BINS, ReliabilityBin, ThresholdRow
 from .report_polygons import ByPolygon, PolygonScores
 from .scores import Estimate
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 OBSERVED = "#4D4D4D"
 GREYED = "#BBBBBB"
@@ -100,22 +104,31 @@ class Picture:
         return f"data:image/{self.kind};base64,{base64.b64encode(self.data).decode('ascii')}"
 
 
+def styled(draw: Callable[P, R]) -> Callable[P, R]:
+    """Make a drawing function use the report's style, whatever matplotlib's settings are; they stay as they were."""
+
+    @functools.wraps(draw)
+    def in_style(*args: P.args, **keys: P.kwargs) -> R:
+        with matplotlib.rc_context({**matplotlib.rcParamsDefault, "backend": matplotlib.rcParams["backend"], **_RC}):
+            return draw(*args, **keys)
+
+    return in_style
+
+
 def canvas(width_in: float, height_in: float, rows: int, columns: int, **keys: Any) -> Tuple[Figure, List[Axes]]:  # noqa: ANN401
     """Return an empty figure in the report's style, with its axes row after row."""
-    with matplotlib.rc_context(_RC):
-        figure = Figure(figsize=(width_in, height_in), layout="constrained")
-        axes = figure.subplots(rows, columns, squeeze=False, **keys)
+    figure = Figure(figsize=(width_in, height_in), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False, **keys)
     return figure, list(axes.ravel())
 
 
 def picture(figure: Figure, alt: str, kind: str = "svg+xml", dpi: int = 130) -> Picture:
     """Render a figure; an SVG without date, so that it is reproducible."""
     target = io.BytesIO()
-    with matplotlib.rc_context(_RC):
-        if kind == "png":
-            figure.savefig(target, format="png", dpi=dpi, metadata={"Software": None})
-        else:
-            figure.savefig(target, format="svg", metadata={"Date": None, "Creator": None})
+    if kind == "png":
+        figure.savefig(target, format="png", dpi=dpi, metadata={"Software": None})
+    else:
+        figure.savefig(target, format="svg", metadata={"Date": None, "Creator": None})
     return Picture(target.getvalue(), kind, alt)
 
 
@@ -161,6 +174,7 @@ def _bars(axes: Axes, x: float, made: Estimate, width: float, colour: str, alpha
 # --- scores ---
 
 
+@styled
 def f1_by_class(by_split: Sequence[Assessed]) -> Picture:
     """F1 of each soil order, one panel per split (the paper's Figure 4)."""
     models = list(by_split[0].comparison.members)
@@ -181,6 +195,7 @@ def f1_by_class(by_split: Sequence[Assessed]) -> Picture:
     return picture(figure, "Bars: F1 of each soil order by model and split, with 95 % intervals.")
 
 
+@styled
 def differences(by_split: Sequence[Assessed], measures: Sequence[str]) -> Picture:
     """Reference minus each other model, with intervals: a panel per split, a row per measure."""
     others = list(dict.fromkeys(model for assessed in by_split for model in assessed.differences))
@@ -209,6 +224,7 @@ def differences(by_split: Sequence[Assessed], measures: Sequence[str]) -> Pictur
     return picture(figure, "Differences between models with 95 % intervals; a filled mark means that 0 lies outside.")
 
 
+@styled
 def histograms(shares: Mapping[str, Mapping[str, Sequence[Optional[float]]]]) -> Picture:
     """Share of sites in each tenth of probability, a panel per class (the paper's Figure 5).
 
@@ -235,6 +251,7 @@ def histograms(shares: Mapping[str, Mapping[str, Sequence[Optional[float]]]]) ->
     return picture(figure, "Histograms of predicted probabilities, all test folds merged.")
 
 
+@styled
 def rank_curves(curves: Mapping[str, Json], points: Mapping[str, Json], prevalence: float, title: str) -> Picture:
     """Precision-recall and ROC of one class.
 
@@ -264,6 +281,7 @@ def rank_curves(curves: Mapping[str, Json], points: Mapping[str, Json], prevalen
     return picture(figure, f"Precision-recall and ROC curves, {title}; marks are at 0.5.")
 
 
+@styled
 def order_curves(curves: Mapping[str, Mapping[str, Json]], prevalence: Mapping[str, float]) -> Picture:
     """Precision-recall of each order against the rest: {order: {model: curve}}."""
     models = list(next(iter(curves.values())))
@@ -287,6 +305,7 @@ def order_curves(curves: Mapping[str, Mapping[str, Json]], prevalence: Mapping[s
     return picture(figure, "Precision-recall curves of each soil order against the rest.")
 
 
+@styled
 def reliability(
     raw: Mapping[str, Sequence[ReliabilityBin]],
     calibrated: Mapping[str, Tuple[str, Sequence[ReliabilityBin]]],
@@ -333,6 +352,7 @@ def _reliability_line(axes: Axes, bins: Sequence[ReliabilityBin], colour: str, f
         )
 
 
+@styled
 def thresholds(tables: Mapping[str, Sequence[ThresholdRow]]) -> Picture:
     """What a threshold costs: hits per 100 visits and recall along the threshold, with intervals."""
     models = list(tables)
@@ -368,6 +388,7 @@ def _label(one: PolygonScores, length: int = 34) -> str:
     return f"{name}  (n = {one.sites:,.0f})"
 
 
+@styled
 def shares_by_polygon(found: Mapping[str, ByPolygon], models: Sequence[str]) -> Picture:
     """Predicted share of sites with permafrost in each polygon beside the observed one (the paper's Figure 6).
 
@@ -412,6 +433,7 @@ def _rows(axes: Axes, names: Sequence[str], labels: Mapping[str, str], small: ob
     axes.set_ylim(len(names) - 0.4, -0.6)
 
 
+@styled
 def accuracy_by_polygon(found: ByPolygon, models: Sequence[str], reference: str) -> Picture:
     """Accuracy of each model in each polygon with intervals, and the difference (the paper's Figure 7)."""
     names = [one.name for one in found.polygons]
@@ -452,6 +474,7 @@ def _dot(axes: Axes, made: Estimate, y: float, colour: str, marker: str, greyed:
     axes.plot(100 * made.value, y, marker, color=colour, markersize=4.2, markerfacecolor=face, alpha=alpha)
 
 
+@styled
 def orders_in_polygons(chosen: Sequence[PolygonScores], models: Sequence[str], classes: Sequence[str]) -> Picture:
     """Share of each order within polygons: observed and predicted (the paper's Figure 8)."""
     columns = 2 if len(chosen) > 1 else 1
