@@ -315,10 +315,10 @@ def _scores(of_task: Sequence[Assessed], counter: Letters) -> Section:
         section.figure("Figure 4", "F1 of each soil order, with 95 % intervals.", report_figures.f1_by_class(of_task))
         advice = [text for a in of_task for text in report_advice.on_orders(a)]
         measures = report_tables.POOLED_ORDER
-    section.table(report_tables.pooled_table(of_task))
-    differences = report_tables.differences_table(of_task)
-    if differences is not None:
-        section.table(differences)
+    section.table(*report_tables.pooled_tables(of_task))
+    differences = report_tables.differences_tables(of_task)
+    if differences:
+        section.table(*differences)
         caption = (
             "Differences with 95 % intervals from paired draws of clusters; a filled mark has 0 outside its interval."
         )
@@ -528,6 +528,8 @@ def _methods(request: Request) -> Section:
             "is left at equal recall is the model.",
             "PR-AUC is average precision; ECE is the expected calibration error in 15 bins of equal width; Brier "
             "score and log loss are smaller when better (log loss with probabilities cut at 1e-6).",
+            "The interval of the ECE lies higher than its value where the value is small: resampling adds scatter "
+            "within bins, which the ECE counts as error.",
             "Sites lie where people went: no share or score here is one of the land.",
         ]
     )

@@ -11,7 +11,7 @@ from typing import Dict, List, Mapping, Sequence
 import numpy as np
 
 from .report_comparison import Assessed, Json, preferred_method, title_of
-from .report_polygons import SMALL, ByPolygon
+from .report_polygons import SMALL, SMALL_CLUSTERS, ByPolygon
 from .scores import Estimate
 
 NO_DIFFERENCE = "no difference shown"
@@ -80,7 +80,7 @@ def on_permafrost(assessed: Assessed) -> List[str]:
         parts.append(_operating_point(recall, precision, reference, other))
         if assessed.comparison.split == "random":
             parts.append("Random folds speak of places between surveyed ones, not of ground that nobody has visited.")
-        texts.append(f"{assessed.comparison.split}, {reference} against {other}. " + " ".join(parts))
+        texts.append(f"Split {assessed.comparison.split}, {reference} against {other}. " + " ".join(parts))
     return texts
 
 
@@ -93,16 +93,15 @@ def _operating_point(recall: Estimate, precision: Estimate, reference: str, othe
     more = {1: reference, -1: other}
     parts = []
     if recall.verdict:
-        parts.append(f"{more[recall.verdict]} finds more of what is there ({signed(recall, 100, 1)} points of recall)")
+        parts.append(f"{more[recall.verdict]} finds more of what is there: recall {signed(recall, 100, 1)} points")
     if precision.verdict:
-        parts.append(
-            f"{more[precision.verdict]} has fewer false alarms ({signed(precision, 100, 1)} points of precision)"
-        )
-    text = f"At 0.5, {' and '.join(parts)}"
+        points = signed(precision, 100, 1)
+        parts.append(f"{more[precision.verdict]} has fewer false alarms: precision {points} points")
+    text = f"At 0.5, {'; '.join(parts)}"
     if recall.verdict * precision.verdict < 0:
         finder = more[recall.verdict]
         return (
-            f"{text}: take {finder} as it stands where missing permafrost costs more than a visit in vain, or move the "
+            f"{text}. Take {finder} as it stands where missing permafrost costs more than a visit in vain, or move the "
             "other model's threshold, which the rows at equal recall compare."
         )
     return text + "."
@@ -128,7 +127,7 @@ def on_orders(assessed: Assessed) -> List[str]:
         unknown = [of for of, made in by_order.items() if not np.isfinite(made.low)]
         if unknown:
             parts.append(f"Too few sites to tell for {_list(unknown)}.")
-        texts.append(f"{assessed.comparison.split}, {reference} against {other}. " + " ".join(parts))
+        texts.append(f"Split {assessed.comparison.split}, {reference} against {other}. " + " ".join(parts))
     return texts
 
 
@@ -183,10 +182,16 @@ def on_polygons(found: ByPolygon, reference_model: str, models: Sequence[str]) -
             if groups[sign]
         ]
         small = len(found.polygons) - len(large)
-        tail = f" {small} polygons with fewer than {SMALL} sites are not judged." if small else ""
+        tail = (
+            f" {small} polygons with fewer than {SMALL} sites or {SMALL_CLUSTERS} clusters are not judged."
+            if small
+            else ""
+        )
         if parts or small:
             start = f"Accuracy, {reference} against {title_of(model)}. "
             texts.append(start + ("; ".join(parts) + "." if parts else "") + tail)
+            if len(large) > 1 and (groups[1] or groups[-1]):
+                texts[-1] += " One polygon in twenty shows a difference by chance alone."
     return texts
 
 

@@ -63,6 +63,11 @@ MEASURES: Mapping[str, str] = {
     "half/accuracy": "accuracy at 0.5",
     "equal_recall/precision/present": "precision at equal recall",
     "equal_area/recall/present": "recall at equal area",
+    "equal_recall/recall/present": "recall at equal recall",
+    "equal_area/precision/present": "precision at equal area",
+    "brier": "Brier score",
+    "log_loss": "log loss",
+    "ece": "ECE",
     "argmax/precision": "weighted precision",
     "argmax/recall": "weighted recall",
     "argmax/f1": "weighted F1",
@@ -299,6 +304,8 @@ def order_curves(curves: Mapping[str, Mapping[str, Json]], prevalence: Mapping[s
             axes.text(0.5, 0.5, "no sites", ha="center", color=OBSERVED)
     for axes in panels[len(curves) :]:
         axes.set_axis_off()
+    for axes in panels[max(len(curves) - columns, 0) : len(curves)]:
+        axes.tick_params(labelbottom=True)  # of the lowest panel in each column, which need not be in the last row
     figure.supxlabel("recall", fontsize=8.5)
     figure.supylabel("precision", fontsize=8.5)
     _legend(figure, models, lines=True)

@@ -27,13 +27,14 @@ nav a.sub { padding-left: 1.2em; }
   -webkit-print-color-adjust: exact; print-color-adjust: exact; }
 .prefer h4 { margin: 0 0 .2em; font-size: 1em; }
 .prefer p { margin: .3em 0; }
-.table { overflow-x: auto; margin: 1em 0; }
+.table { margin: 1.2em 0; }
+.wide { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .86em; font-variant-numeric: tabular-nums; }
-caption { text-align: left; padding: 0 0 .5em; color: #333; font-size: 1.05em; }
+.caption { margin: 0 0 .4em; color: #333; font-size: .9em; }
 th, td { padding: .28em .6em; text-align: right; vertical-align: top; border-bottom: 1px solid #ddd;
   white-space: nowrap; }
 th { border-bottom: 1.5px solid #1a1a1a; font-weight: 600; vertical-align: bottom; white-space: normal; }
-th.label, td.label { text-align: left; white-space: normal; }
+th.label, td.label { text-align: left; }
 td small { display: block; color: #666; font-size: .85em; }
 td.few, td.few small { color: #a0a0a0; }
 .notes { font-size: .82em; color: #555; max-width: none; }
@@ -48,7 +49,8 @@ footer { margin-top: 3em; font-size: .85em; color: #555; border-top: 1px solid #
   h2, h3 { break-after: avoid; }
   figure, .prefer, tr { break-inside: avoid; }
   thead { display: table-header-group; }
-  .table { overflow: visible; }
+  .wide { overflow: visible; }
+  .caption { break-after: avoid; }
   table { font-size: 8pt; }
   th, td { padding: .2em .35em; }
 }
@@ -127,7 +129,7 @@ def write_page(title: str, lead: str, sections: Sequence[Section], simulated: bo
     for s in sections:
         parts.append(f'<h{s.level} id="{s.anchor}">{html.escape(s.title)}</h{s.level}>')
         # A printed section may be passed on without the first page.
-        parts += [banner] if banner and s.level == 2 else []
+        parts += [banner] if banner and s.level == 2 and s is not sections[0] else []
         parts += s.blocks
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'

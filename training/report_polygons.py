@@ -31,6 +31,7 @@ Json = Dict[str, Any]
 
 SITES_CRS = "EPSG:3338"
 SMALL = 30
+SMALL_CLUSTERS = 5  # an interval from fewer is a matter of which few were surveyed
 HIDDEN = 5
 OUTSIDE = -1
 _POLYGONS = (3, 6)  # shapely's type numbers of Polygon and MultiPolygon
@@ -163,8 +164,8 @@ class PolygonScores:
 
     @property
     def small(self) -> bool:
-        """Whether too few sites lie in it for its figures to be relied on."""
-        return self.sites < SMALL
+        """Whether too few sites, or too few clusters of them, lie in it for its figures to be relied on."""
+        return self.sites < SMALL or self.clusters < SMALL_CLUSTERS
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import csv
 import html
 import io
 from dataclasses import dataclass, field
-from typing import Dict, List, Mapping, Optional, Sequence, Tuple
+from typing import Dict, List, Mapping, Sequence, Tuple
 
 import numpy as np
 
@@ -19,7 +19,7 @@ from .report_advice import NO_DIFFERENCE, signed
 from .report_comparison import Assessed, Json, preferred_method, title_of
 from .report_curves import ThresholdRow
 from .report_figures import MEASURES
-from .report_polygons import HIDDEN, SMALL, ByPolygon
+from .report_polygons import HIDDEN, SMALL, SMALL_CLUSTERS, ByPolygon
 from .scores import Estimate, FoldMean
 
 DASH = "–"
@@ -89,9 +89,11 @@ class Table:
         notes += [html.escape(note) for note in self.notes]
         foot = f'<p class="notes">{"<br>".join(notes)}</p>' if notes else ""
         caption = f"<b>{html.escape(self.title)}.</b> {html.escape(self.caption)}"
+        name = "table-" + "".join(c if c.isalnum() else "-" for c in self.name)
         return (
-            f'<div class="table"><table><caption>{caption}</caption><thead><tr>{head}</tr></thead>'
-            f"<tbody>{body}</tbody></table>{foot}</div>"
+            f'<div class="table"><p class="caption" id="{name}">{caption}</p><div class="wide">'
+            f'<table aria-labelledby="{name}"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+            f"{foot}</div>"
         )
 
     def _cell(self, cell: Cell, column: int, reasons: Dict[str, str]) -> str:
@@ -173,16 +175,19 @@ def sites_table(by_split: Sequence[Assessed]) -> Table:
                     Cell(comparison.split),
                     Cell(str(seed)),
                     Cell(f"{oof.label.size:,}"),
-                    *(Cell(f"{count:,} ({100 * count / max(oof.label.size, 1):.1f} %)") for count in counts),
-                    Cell(f"{len(sizes)} ({min(sizes, default=0):,} to {max(sizes, default=0):,})"),
+                    *(Cell(f"{count:,}", f"{100 * count / max(oof.label.size, 1):.1f} %") for count in counts),
+                    Cell(str(len(sizes)), f"{min(sizes, default=0):,} to {max(sizes, default=0):,}"),
                     Cell(f"{np.unique(oof.cluster).size:,}"),
                 )
             )
-    header = ("split", "seed", "sites", *classes, "folds (sites)", "clusters")
+    header = ("split", "seed", "sites", *classes, "folds", "clusters")
     name = f"sites_{by_split[0].comparison.task}"
-    return Table(
-        name, "Sites", "Labelled sites, their folds, and the clusters that are resampled.", header, tuple(rows)
-    )
+    return Table(name, "Sites", _SITES, header, tuple(rows))
+
+
+_SITES = (
+    "Labelled sites of each class, folds (below: sites in the smallest and largest), and clusters that are resampled."
+)
 
 
 def task1_table(by_split: Sequence[Assessed], point: str) -> Table:
@@ -232,65 +237,85 @@ def task2_table(by_split: Sequence[Assessed]) -> Table:
     return Table("table2", "Table 2", caption, header, tuple(rows), notes=notes)
 
 
-POOLED_NSP = (
-    "roc_auc", "pr_auc", "half/f1/present", "half/precision/present", "half/recall/present",
-    "equal_recall/precision/present", "equal_recall/recall/present", "equal_area/precision/present",
+POOLED_NSP = ("roc_auc", "pr_auc", "half/f1/present", "half/precision/present", "half/recall/present")
+MATCHED_NSP = (
+    "equal_recall/precision/present",
+    "equal_recall/recall/present",
+    "equal_area/precision/present",
     "equal_area/recall/present",
-)  # fmt: skip
+)
 POOLED_ORDER = ("argmax/f1", "argmax/precision", "argmax/recall", "argmax/macro_f1", "roc_auc", "pr_auc")
 PROPER = ("brier", "log_loss", "ece")
 _SHORT: Mapping[str, str] = {
     **MEASURES,
-    "half/f1/present": "F1", "half/precision/present": "P", "half/recall/present": "R",
-    "equal_recall/precision/present": "P eq. recall", "equal_recall/recall/present": "R eq. recall",
-    "equal_area/precision/present": "P eq. area", "equal_area/recall/present": "R eq. area",
-    "argmax/f1": "F1", "argmax/precision": "P", "argmax/recall": "R", "argmax/macro_f1": "macro F1",
-    "brier": "Brier", "log_loss": "log loss", "ece": "ECE",
-}  # fmt: skip
+    "half/f1/present": "F1",
+    "half/precision/present": "P",
+    "half/recall/present": "R",
+    "equal_recall/precision/present": "P at equal recall",
+    "equal_recall/recall/present": "R at equal recall",
+    "equal_area/precision/present": "P at equal area",
+    "equal_area/recall/present": "R at equal area",
+    "argmax/f1": "F1",
+    "argmax/precision": "P",
+    "argmax/recall": "R",
+    "brier": "Brier",
+}
 
 
-def pooled_table(by_split: Sequence[Assessed]) -> Table:
-    """Scores of all folds' sites together, with intervals from resampling clusters."""
+def pooled_tables(by_split: Sequence[Assessed]) -> List[Table]:
+    """Scores of all folds' sites together, with intervals from resampling clusters; two tables of a binary task."""
     task = by_split[0].comparison.task
-    binary = len(by_split[0].comparison.classes) == 2
-    names = (*(POOLED_NSP if binary else POOLED_ORDER), *PROPER)
+    caption = (
+        f"All folds together, mean over seeds; below, 95 % interval from resampling clusters of sites "
+        f"({_draws(by_split)} draws)."
+    )
+    if len(by_split[0].comparison.classes) != 2:
+        caption += " ROC-AUC and PR-AUC: each order against the rest, averaged over orders."
+        return [_pooled(by_split, POOLED_ORDER, f"pooled_{task}", "Scores with intervals", caption)]
+    matched = (
+        "All folds together: the presences found and the share of calls that are right, at thresholds which reach, on "
+        f"the other folds, what {_reference(by_split)} has at 0.5."
+    )
+    return [
+        _pooled(by_split, POOLED_NSP, f"pooled_{task}", "Scores with intervals, at 0.5", caption),
+        _pooled(by_split, MATCHED_NSP, f"matched_{task}", "Scores with intervals, at matched thresholds", matched),
+    ]
+
+
+def _pooled(by_split: Sequence[Assessed], names: Sequence[str], name: str, title: str, caption: str) -> Table:
     rows = [
-        (Cell(a.comparison.split), Cell(title_of(model)), *(value(a.pooled[model][name]) for name in names))
+        (Cell(a.comparison.split), Cell(title_of(model)), *(value(a.pooled[model][measure]) for measure in names))
         for a in by_split
         for model in a.comparison.members
     ]
-    caption = (
-        "All folds together, mean over seeds; below, 95 % interval from resampling clusters of sites "
-        f"({_draws(by_split)} draws)."
-    )
-    if not binary:
-        caption += " ROC-AUC and PR-AUC: each order against the rest, averaged over orders."
-    header = ("split", "model", *(_SHORT[name] for name in names))
-    return Table(f"pooled_{task}", "Scores with intervals", caption, header, tuple(rows))
+    return Table(name, title, caption, ("split", "model", *(_SHORT[measure] for measure in names)), tuple(rows))
 
 
 def _draws(by_split: Sequence[Assessed]) -> str:
     return f"{by_split[0].draws.times.shape[1]:,}"
 
 
-def differences_table(by_split: Sequence[Assessed]) -> Optional[Table]:
-    """Reference minus each other model, from paired draws; None where nothing is paired."""
-    task, binary = by_split[0].comparison.task, len(by_split[0].comparison.classes) == 2
-    names = (*(POOLED_NSP if binary else POOLED_ORDER), *PROPER)
-    rows = [
-        (Cell(a.comparison.split), Cell(title_of(model)), *(_difference(row[name], name in PROPER) for name in names))
-        for a in by_split
-        for model, row in a.differences.items()
-    ]
-    if not rows:
-        return None
+def differences_tables(by_split: Sequence[Assessed]) -> List[Table]:
+    """Reference minus each other model, from paired draws: one table per split where models are paired."""
+    binary = len(by_split[0].comparison.classes) == 2
+    names = (*(POOLED_NSP + MATCHED_NSP if binary else POOLED_ORDER), *PROPER)
     reference = _reference(by_split)
-    caption = (
-        f"{reference} minus the model of the row, the same draws for both. Better and worse are said of {reference}, "
-        "and only where the interval excludes 0; Brier, log loss and ECE are better when smaller."
-    )
-    header = ("split", "against", *(_SHORT[name] for name in names))
-    return Table(f"differences_{task}", "Differences", caption, header, tuple(rows))
+    tables: List[Table] = []
+    for a in by_split:
+        if not a.differences:
+            continue
+        rows = [
+            (Cell(MEASURES[name]), *(_difference(row[name], name in PROPER) for row in a.differences.values()))
+            for name in names
+        ]
+        caption = (
+            f"Split {a.comparison.split}: {reference} minus the other model, the same draws for both. Better and worse "
+            f"are said of {reference}, and only where the 95 % interval excludes 0."
+        )
+        header = ("measure", *(f"against {title_of(model)}" for model in a.differences))
+        name = f"differences_{a.comparison.task}_{a.comparison.split}"
+        tables.append(Table(name, "Differences", caption, header, tuple(rows), 1))
+    return tables
 
 
 def order_table(assessed: Assessed) -> Table:
@@ -373,6 +398,9 @@ def _parameters(final: Json) -> str:
 # --- polygons ---
 
 
+_GREYED = f"Polygons with fewer than {SMALL} sites or {SMALL_CLUSTERS} clusters are greyed."
+
+
 def polygon_table(found: ByPolygon, assessed: Assessed) -> Table:
     """Sites, shares and accuracy of each polygon."""
     models, binary = list(assessed.comparison.members), len(assessed.comparison.classes) == 2
@@ -393,9 +421,7 @@ def polygon_table(found: ByPolygon, assessed: Assessed) -> Table:
         f"{found.outside:,.0f} sites lie in no polygon.",
         *((f"{found.overlapping} sites lie in polygons of two names; the first counts.",) if found.overlapping else ()),
     )
-    caption = (
-        f"Split {assessed.comparison.split}; below, 95 % intervals. Polygons with fewer than {SMALL} sites are greyed."
-    )
+    caption = f"Split {assessed.comparison.split}; below, 95 % intervals. {_GREYED}"
     name = f"polygons_{assessed.comparison.task}_{found.layer}"
     return Table(name, f"By polygon of {found.layer}", caption, tuple(header), tuple(rows), 1, notes)
 
@@ -406,6 +432,8 @@ def table3(found: ByPolygon, assessed: Assessed) -> Table:
     shown = [of for of in classes if any(of in one.by_class[assessed.comparison.reference] for one in found.polygons)]
     rows: List[Tuple[Cell, ...]] = []
     for one in found.polygons:
+        if not one.by_class[assessed.comparison.reference]:
+            continue
         for model in assessed.comparison.members:
             cells = [Cell(one.name, small=one.small), Cell(title_of(model), small=one.small)]
             for of in shown:
@@ -414,6 +442,6 @@ def table3(found: ByPolygon, assessed: Assessed) -> Table:
             rows.append(tuple(cells))
     caption = (
         f"Split {assessed.comparison.split}. Percent of the sites of each order that are called so. Orders with "
-        f"fewer than {HIDDEN} sites in a polygon are hidden; polygons with fewer than {SMALL} sites are greyed."
+        f"fewer than {HIDDEN} sites in a polygon are hidden. {_GREYED}"
     )
     return Table(f"table3_{found.layer}", "Table 3", caption, ("polygon", "model", *shown), tuple(rows))
