@@ -32,7 +32,7 @@ LIMITS = (
     "model follows the surface.",
     "Observations lie where people went, along roads, rivers and airstrips. Scores are scores at such places; away "
     "from them look at the split with the largest gap between training and test, and at the area of applicability.",
-    "Probabilities are those of a model, not frequencies of the land, unless the calibration below says so.",
+    "Probabilities are those of a model, not frequencies of the land, unless the calibration above says so.",
 )
 
 

@@ -267,12 +267,13 @@ def _basis(request: Request, assessed: Sequence[Assessed]) -> Section:
     section = Section("basis", "What this rests on")
     for task in dict.fromkeys(a.comparison.task for a in assessed):
         section.table(report_tables.sites_table([a for a in assessed if a.comparison.task == task]))
-    notes = [
-        f"{TASK_TITLES.get(a.comparison.task, a.comparison.task)}, {a.comparison.split}: {text}"
-        for a in assessed
-        for text in a.notes
-    ]
-    section.bullets(notes)
+    where: Dict[Tuple[str, str], List[str]] = {}
+    for a in assessed:
+        for text in a.notes:
+            where.setdefault((a.comparison.task, text), []).append(a.comparison.split)
+    section.bullets(
+        [f"{TASK_TITLES.get(task, task)} ({', '.join(splits)}): {text}" for (task, text), splits in where.items()]
+    )
     return section
 
 
@@ -506,7 +507,7 @@ def _maps(folder: Path, data: Json) -> Section:
         label = "Figure 9" if one.classes == ("present",) else "Figure 10"
         for caption, drawn in report_maps.draw(one):
             section.figure(label, caption, drawn)
-    section.prefer([report_advice.on_maps()])
+    section.prefer([("", report_advice.on_maps())])
     return section
 
 

@@ -6,7 +6,7 @@ A difference counts only if its 95 % interval excludes 0; otherwise the text say
 
 from __future__ import annotations
 
-from typing import Dict, List, Mapping, Sequence
+from typing import Dict, List, Mapping, Sequence, Tuple
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from .report_comparison import Assessed, Json, preferred_method, title_of
 from .report_polygons import SMALL, SMALL_CLUSTERS, ByPolygon
 from .scores import Estimate
 
+Paragraph = Tuple[str, str]  # what is compared, what to make of it
 NO_DIFFERENCE = "no difference shown"
 # What speaks for a model whatever its threshold: order of the places, and what it finds at equal cost.
 DECISIVE_NSP = ("pr_auc", "roc_auc", "equal_recall/precision/present", "equal_area/recall/present")
@@ -69,10 +70,10 @@ def _rest(signs: Mapping[str, int]) -> str:
     return f"; {NO_DIFFERENCE} in {_list(level)}" if level else ""
 
 
-def on_permafrost(assessed: Assessed) -> List[str]:
+def on_permafrost(assessed: Assessed) -> List[Paragraph]:
     """Return a paragraph per other model for Task 1."""
     reference = title_of(assessed.comparison.reference)
-    texts: List[str] = []
+    texts: List[Paragraph] = []
     for model, found in assessed.differences.items():
         other = title_of(model)
         parts = [conclusion(found, DECISIVE_NSP, reference, other)]
@@ -80,7 +81,7 @@ def on_permafrost(assessed: Assessed) -> List[str]:
         parts.append(_operating_point(recall, precision, reference, other))
         if assessed.comparison.split == "random":
             parts.append("Random folds speak of places between surveyed ones, not of ground that nobody has visited.")
-        texts.append(f"Split {assessed.comparison.split}, {reference} against {other}. " + " ".join(parts))
+        texts.append((f"Split {assessed.comparison.split}, {reference} against {other}", " ".join(filter(None, parts))))
     return texts
 
 
@@ -93,9 +94,10 @@ def _operating_point(recall: Estimate, precision: Estimate, reference: str, othe
     more = {1: reference, -1: other}
     parts = []
     if recall.verdict:
-        parts.append(f"{more[recall.verdict]} finds more of what is there: recall {signed(recall, 100, 1)} points")
+        points = signed(_towards(recall), 100, 1)
+        parts.append(f"{more[recall.verdict]} finds more of what is there: recall {points} points")
     if precision.verdict:
-        points = signed(precision, 100, 1)
+        points = signed(_towards(precision), 100, 1)
         parts.append(f"{more[precision.verdict]} has fewer false alarms: precision {points} points")
     text = f"At 0.5, {'; '.join(parts)}"
     if recall.verdict * precision.verdict < 0:
@@ -107,10 +109,15 @@ def _operating_point(recall: Estimate, precision: Estimate, reference: str, othe
     return text + "."
 
 
-def on_orders(assessed: Assessed) -> List[str]:
+def _towards(made: Estimate) -> Estimate:
+    """Turn a difference so that it is that of the better model."""
+    return made if made.verdict > 0 else Estimate(-made.value, -made.high, -made.low)
+
+
+def on_orders(assessed: Assessed) -> List[Paragraph]:
     """Return a paragraph per other model for Task 2."""
     reference = title_of(assessed.comparison.reference)
-    texts: List[str] = []
+    texts: List[Paragraph] = []
     for model, found in assessed.differences.items():
         other = title_of(model)
         by_order = {of: found[f"argmax/f1/{of}"] for of in assessed.comparison.classes}
@@ -127,14 +134,14 @@ def on_orders(assessed: Assessed) -> List[str]:
         unknown = [of for of, made in by_order.items() if not np.isfinite(made.low)]
         if unknown:
             parts.append(f"Too few sites to tell for {_list(unknown)}.")
-        texts.append(f"Split {assessed.comparison.split}, {reference} against {other}. " + " ".join(parts))
+        texts.append((f"Split {assessed.comparison.split}, {reference} against {other}", " ".join(filter(None, parts))))
     return texts
 
 
-def on_probabilities(assessed: Assessed) -> List[str]:
+def on_probabilities(assessed: Assessed) -> List[Paragraph]:
     """Say whose probabilities are nearer to what happened, and whether calibration helps out of fold."""
     reference = title_of(assessed.comparison.reference)
-    texts: List[str] = []
+    texts: List[Paragraph] = []
     for model, found in assessed.differences.items():
         other = title_of(model)
         parts = []
@@ -143,13 +150,13 @@ def on_probabilities(assessed: Assessed) -> List[str]:
             # Less is better here.
             nearer = verdict(Estimate(-made.value, -made.high, -made.low), reference, other)
             parts.append(f"{words} {signed(made)}: {nearer}")
-        texts.append(f"Raw probabilities, {reference} against {other} (less is better): {'; '.join(parts)}.")
+        texts.append((f"Raw probabilities, {reference} against {other}", f"Less is better: {'; '.join(parts)}."))
     for model, methods in assessed.calibrated.items():
-        texts.append(_calibration_text(title_of(model), methods))
+        texts.append((f"Calibration of {title_of(model)}", _calibration_text(methods)))
     return texts
 
 
-def _calibration_text(title: str, methods: Mapping[str, Json]) -> str:
+def _calibration_text(methods: Mapping[str, Json]) -> str:
     method = preferred_method(methods)
     if not method:
         tried = ", ".join(
@@ -158,17 +165,17 @@ def _calibration_text(title: str, methods: Mapping[str, Json]) -> str:
             if np.isfinite(found["change"]["log_loss"].value)
         )
         why = f"no method lowers the log loss out of fold ({tried or 'not defined'})"
-        return f"{title}: keep the raw probabilities; {why}."
+        return f"Keep the raw probabilities; {why}."
     change = methods[method]["change"]["log_loss"]
     sure = "" if change.verdict < 0 else f", but the interval holds 0: {NO_DIFFERENCE}"
-    return f"{title}: {method} changes the log loss out of fold by {signed(change)}{sure}."
+    return f"{method.capitalize()} changes the log loss out of fold by {signed(change)}{sure}."
 
 
-def on_polygons(found: ByPolygon, reference_model: str, models: Sequence[str]) -> List[str]:
+def on_polygons(found: ByPolygon, reference_model: str, models: Sequence[str]) -> List[Paragraph]:
     """Say where the reference is better, worse, or not told apart, in accuracy; small polygons are left out."""
     reference = title_of(reference_model)
     large = [one for one in found.polygons if not one.small]
-    texts: List[str] = []
+    texts: List[Paragraph] = []
     for model in models:
         if model == reference_model:
             continue
@@ -177,21 +184,21 @@ def on_polygons(found: ByPolygon, reference_model: str, models: Sequence[str]) -
             if model in one.differences:
                 groups[one.differences[model].verdict].append(one.name)
         parts = [
-            f"{words}: {_list(groups[sign])}"
-            for sign, words in ((1, f"{reference} better"), (-1, f"{title_of(model)} better"), (0, NO_DIFFERENCE))
+            f"{words} in {_list(groups[sign])}."
+            for sign, words in (
+                (1, f"{reference} is better"),
+                (-1, f"{title_of(model)} is better"),
+                (0, NO_DIFFERENCE.capitalize()),
+            )
             if groups[sign]
         ]
+        if len(large) > 1 and (groups[1] or groups[-1]):
+            parts.append("One polygon in twenty shows a difference by chance alone.")
         small = len(found.polygons) - len(large)
-        tail = (
-            f" {small} polygons with fewer than {SMALL} sites or {SMALL_CLUSTERS} clusters are not judged."
-            if small
-            else ""
-        )
-        if parts or small:
-            start = f"Accuracy, {reference} against {title_of(model)}. "
-            texts.append(start + ("; ".join(parts) + "." if parts else "") + tail)
-            if len(large) > 1 and (groups[1] or groups[-1]):
-                texts[-1] += " One polygon in twenty shows a difference by chance alone."
+        if small:
+            parts.append(f"Not judged: {small} with fewer than {SMALL} sites or {SMALL_CLUSTERS} clusters.")
+        if parts:
+            texts.append((f"Accuracy, {reference} against {title_of(model)}", " ".join(parts)))
     return texts
 
 

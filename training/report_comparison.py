@@ -118,10 +118,10 @@ def _comparison(task: str, split: str, by_model: Mapping[str, Mapping[int, OutOf
     common = set.intersection(*(set(by_model[model]) for model in models))
     paired = bool(common) and len(models) > 1
     if common:
-        for model in models:
-            extra = sorted(set(by_model[model]) - common)
-            if extra:
-                notes.append(f"{title_of(model)} has seeds {_words(extra)} that others lack: left out.")
+        extra = {model: sorted(set(by_model[model]) - common) for model in models}
+        left_out = "; ".join(f"{_words(seeds)} of {title_of(model)}" for model, seeds in extra.items() if seeds)
+        if left_out:
+            notes.append(f"Only the seeds that all models have take part. Left out: {left_out}.")
         members = {model: {seed: by_model[model][seed] for seed in sorted(common)} for model in models}
         notes += _align(members, sorted(common))
     else:

@@ -339,7 +339,7 @@ def reliability(
             method, bins = calibrated[model]
             _reliability_line(axes, bins, "#333333", filled=False)
             words = f"raw ●, {method} ○"
-        axes.set_title(f"{title_of(model)}\n{words}", loc="left", fontsize=8.5)
+        axes.set_title(f"{title_of(model)}\n{words}", loc="left", fontsize=8.5 if columns < 4 else 7.5)
         axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
     for axes in panels[len(models) :]:
         axes.set_axis_off()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 from dataclasses import dataclass, field
-from typing import List, Sequence
+from typing import List, Sequence, Tuple
 
 from .report_figures import Picture
 from .report_tables import Table
@@ -85,10 +85,13 @@ class Section:
         if lines:
             self.blocks.append("<ul>" + "".join(f"<li>{html.escape(line)}</li>" for line in lines) + "</ul>")
 
-    def prefer(self, paragraphs: Sequence[str]) -> None:
-        """Add the box that says which model to prefer here."""
+    def prefer(self, paragraphs: Sequence[Tuple[str, str]]) -> None:
+        """Add the box that says which model to prefer here, from (what is compared, what to make of it)."""
         if paragraphs:
-            body = "".join(f"<p>{html.escape(text)}</p>" for text in paragraphs)
+            body = "".join(
+                f"<p>{f'<b>{html.escape(head)}.</b> ' if head else ''}{html.escape(text)}</p>"
+                for head, text in paragraphs
+            )
             self.blocks.append(f'<div class="prefer"><h4>Which model to prefer here</h4>{body}</div>')
 
     def table(self, *tables: Table) -> None:

@@ -402,28 +402,31 @@ _GREYED = f"Polygons with fewer than {SMALL} sites or {SMALL_CLUSTERS} clusters 
 
 
 def polygon_table(found: ByPolygon, assessed: Assessed) -> Table:
-    """Sites, shares and accuracy of each polygon."""
-    models, binary = list(assessed.comparison.members), len(assessed.comparison.classes) == 2
+    """Sites, shares, accuracy and difference of each polygon and model."""
+    binary = len(assessed.comparison.classes) == 2
     rows: List[Tuple[Cell, ...]] = []
     for one in found.polygons:
-        cells = [Cell(one.name, small=one.small), Cell(f"{one.sites:,.0f}", small=one.small)]
-        cells.append(Cell(str(one.clusters), small=one.small))
-        if binary:
-            cells.append(Cell(f"{100 * one.observed['present']:.1f}", small=one.small))
-            cells += [value(one.predicted[model]["half"], 100, 1, one.small) for model in models]
-        cells += [value(one.accuracy[model], 100, 1, one.small) for model in models]
-        rows.append(tuple(cells))
-    header = ["polygon", "sites", "clusters"]
-    if binary:
-        header += ["observed, %", *(f"{title_of(model)}, %" for model in models)]
-    header += [f"accuracy {title_of(model)}, %" for model in models]
+        for model in assessed.comparison.members:
+            small = one.small
+            cells = [Cell(one.name, small=small), Cell(title_of(model), small=small)]
+            cells += [Cell(f"{one.sites:,.0f}", small=small), Cell(str(one.clusters), small=small)]
+            if binary:
+                cells.append(Cell(f"{100 * one.observed['present']:.1f}", small=small))
+                cells.append(value(one.predicted[model]["half"], 100, 1, small))
+            cells.append(value(one.accuracy[model], 100, 1, small))
+            made = one.differences.get(model)
+            cells.append(value(made, 100, 1, small) if made is not None else Cell("", small=small))
+            rows.append(tuple(cells))
+    header = ["polygon", "model", "sites", "clusters"]
+    header += ["observed, %", "predicted, %"] if binary else []
+    header += ["accuracy, %", f"{_reference([assessed])} minus it"]
     notes = (
         f"{found.outside:,.0f} sites lie in no polygon.",
         *((f"{found.overlapping} sites lie in polygons of two names; the first counts.",) if found.overlapping else ()),
     )
     caption = f"Split {assessed.comparison.split}; below, 95 % intervals. {_GREYED}"
     name = f"polygons_{assessed.comparison.task}_{found.layer}"
-    return Table(name, f"By polygon of {found.layer}", caption, tuple(header), tuple(rows), 1, notes)
+    return Table(name, f"By polygon of {found.layer}", caption, tuple(header), tuple(rows), 2, notes)
 
 
 def table3(found: ByPolygon, assessed: Assessed) -> Table:
