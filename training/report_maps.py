@@ -256,7 +256,7 @@ def _draw_binary(maps: TaskMaps) -> Tuple[str, Picture]:
     figure.legend(handles=_class_handles(), loc="outside lower center", ncols=4)
     words = "; ".join(f"{_reading(name)}: {_areas(maps, name)}" for name in readings)
     caption = (
-        f"Near-surface permafrost on {maps.extent_km[0]:,.1f} x {maps.extent_km[1]:,.1f} km. {words}. Areas are "
+        f"Near-surface permafrost on {maps.extent_km[0]:,.1f} x {maps.extent_km[1]:,.1f} km; {words}. Areas are "
         "counted on every pixel, the picture shows averages."
     )
     return caption, picture(figure, "Permafrost maps of both models and where they disagree.", "png")
@@ -281,7 +281,9 @@ def _draw_order(maps: TaskMaps, k: int) -> Tuple[str, Picture]:
     figure, panels = canvas(WIDTH_IN, 1.1 + 2.2 * min(max(aspect, 0.4), 1.6), 1, 3)
     shown = _probability(panels[0], forest, title_of(FOREST), maps)
     _probability(panels[1], miso, title_of(MISO), maps)
-    figure.colorbar(shown, ax=panels[:2], label=f"probability of {order}", orientation="horizontal", shrink=0.7)
+    figure.colorbar(
+        shown, ax=panels[:2], label=f"probability of {order}", orientation="horizontal", shrink=0.7, aspect=40
+    )
     best = [np.argmax(np.nan_to_num(maps.shown[model], nan=-1.0), axis=0) == k for model in PAIR]
     _classes(panels[2], best[0], best[1], np.isfinite(forest + miso), "most probable order", maps)
     figure.legend(handles=_class_handles(), loc="outside lower center", ncols=4)

@@ -65,7 +65,7 @@ def write_maps(folder, simulated=False):
         orders = np.stack(
             [(k + 1) * (column if k % 2 else row) * (1.5 if model == "rf" else 1) + 0.1 for k in range(7)]
         )
-        orders[3] += row if model == "rf" else column
+        orders[3] += 9 * (row if model == "rf" else column)
         orders /= orders.sum(axis=0)
         with rasterio.open(folder / f"soil_order_probability_{model}.tif", "w", count=7, **profile) as target:
             target.write(orders.astype(np.float32))
@@ -259,8 +259,15 @@ def test_disagreement_areas_are_counted_on_every_pixel(tmp_path):
     assert abs(equal["rf_only"] - equal["miso_only"]) <= 30  # a column of the forest's map has one value
     assert report_maps.maps_json([nsp])[0]["area_km2"] == pytest.approx(valid.sum() * 0.01)
     assert orders.classes == report_maps.CLASSES["soil_order"]
-    for name in orders.classes:
-        assert sum(orders.disagreement[name]["pixels"].values()) == orders.pixels
+    best = {}
+    for model in ("rf", "miso"):
+        with rasterio.open(tmp_path / "maps" / f"soil_order_probability_{model}.tif") as source:
+            best[model] = source.read().argmax(axis=0)
+    for k, name in enumerate(orders.classes):
+        pixels = orders.disagreement[name]["pixels"]
+        assert sum(pixels.values()) == orders.pixels
+        assert pixels["rf_only"] == ((best["rf"] == k) & (best["miso"] != k)).sum()
+    assert orders.disagreement["Histosols"]["pixels"]["rf_only"] > 0
 
 
 def test_maps_that_do_not_belong_together_are_refused(tmp_path):
