@@ -87,18 +87,58 @@ def _random_forest(arguments: Arguments) -> int:
 
 
 def _evaluate_arguments(parser: Parser) -> None:
-    parser.add_argument("--predictions", type=Path, default=PREDICTIONS, help="folder of the out-of-fold predictions")
+    parser.add_argument(
+        "runs",
+        nargs="*",
+        type=Path,
+        metavar="RUN",
+        help="run folders to report on; none: the watershed's protocol section",
+    )
+    parser.add_argument("--predictions", type=Path, default=PREDICTIONS, help="folder of the protocol's predictions")
     parser.add_argument("--document", type=Path, default=VALIDATION, help="page whose results section is written")
     parser.add_argument("--result", type=Path, default=EVALUATION, help="JSON file with all figures, curves included")
+    report = parser.add_argument_group("report of runs")
+    report.add_argument("--out", type=Path, help="folder for the report (default: report, in the first run)")
+    report.add_argument(
+        "--polygons", action="append", default=[], metavar="FILE", help="polygon layer; may be repeated"
+    )
+    report.add_argument(
+        "--name-field", action="append", default=[], metavar="NAME", help="its field of names, in order"
+    )
+    report.add_argument("--maps", type=Path, metavar="FOLDER", help="folder with probability maps of both models")
+    report.add_argument("--dataset", type=Path, help="dataset.json of the training area, for the model card")
+    report.add_argument("--recall", type=float, help="recall of the equal-recall thresholds (default: MISO's at 0.5)")
+    report.add_argument("--draws", type=int, default=1000, help="bootstrap draws (default 1000)")
+    report.add_argument("--places", choices=("points", "map"), default="points", help="places of the watershed's runs")
 
 
 def _evaluate(arguments: Arguments) -> int:
     from . import evaluate
 
+    if arguments.runs:
+        return _report(arguments)
     result = evaluate.evaluate(arguments.predictions, note=_say)
     evaluate.save_result(result, arguments.result)
     evaluate.write_section(arguments.document, evaluate.markdown(result))
     print(f"Written: {arguments.document} (results section), {arguments.result}")
+    return 0
+
+
+def _report(arguments: Arguments) -> int:
+    from . import report
+
+    names = [*arguments.name_field, *[None] * (len(arguments.polygons) - len(arguments.name_field))]
+    request = report.Request(
+        runs=tuple(arguments.runs),
+        polygons=tuple(zip(arguments.polygons, names)),
+        maps=arguments.maps,
+        dataset=arguments.dataset,
+        recall=arguments.recall,
+        draws=arguments.draws,
+        places=arguments.places,
+    )
+    written = report.write(report.make(request, _say), arguments.out or arguments.runs[0] / "report")
+    print(f"Written: {', '.join(map(str, written))}")
     return 0
 
 
@@ -315,7 +355,12 @@ STEPS: List[Tuple[str, str, Callable[[Parser], None], Callable[[Arguments], int]
     ("sample", "prepare the demo's rasters: the watershed, else the simulated valley", _sample_arguments, _sample),
     ("simulate", "make the simulated valley", _simulate_arguments, _simulate),
     ("baselines", "predict the protocol's folds with forests and logistic regression", _protocol_arguments, _baselines),
-    ("evaluate", "make the protocol's tables and curves from stored predictions", _evaluate_arguments, _evaluate),
+    (
+        "evaluate",
+        "report on runs, or make the protocol's tables from stored predictions",
+        _evaluate_arguments,
+        _evaluate,
+    ),
     ("shift", "compare the parts of the watershed, and features on them", _shift_arguments, _shift),
     ("miso", "predict the protocol's folds with MISO", _miso_arguments, _miso),
     ("pretrain", "pretrain the bundled networks on covariates alone", _run_arguments, _pretrain),
