@@ -26,7 +26,7 @@ def made(tmp_path_factory):
     """A run whose values reach from 0 to 1 over the scene, so that all seven orders occur; RF is shifted."""
     folder = tmp_path_factory.mktemp("classes")
     model = tiny_models.write_model(
-        folder / "model", tiny_models.two_tasks(), scale=0.0525, offset=-15.75, rf_scale=0.0525, rf_offset=-15.65
+        folder / "model", tiny_models.two_tasks(), scale=0.0052, offset=-1.56, rf_scale=0.0052, rf_offset=-1.50
     )
     return folder, model, run(folder, model)
 
@@ -38,14 +38,14 @@ def bands(path):
 
 def expected(offset):
     """Seven probabilities at every pixel, straight from the scene."""
-    value = np.clip(0.0525 * scenes.elevation_on().astype(np.float64) + offset, 0, 1)
+    value = np.clip(0.0052 * scenes.elevation_on().astype(np.float64) + offset, 0, 1)
     return tiny_models.tents(value, 7)
 
 
 VALID = scenes.classes() != 0
 
 
-@pytest.mark.parametrize(("model", "offset"), [("miso", -15.75), ("rf", -15.65)])
+@pytest.mark.parametrize(("model", "offset"), [("miso", -1.56), ("rf", -1.50)])
 def test_seven_bands_hold_the_probabilities_and_sum_to_1(made, model, offset):
     got = bands(made[2].outputs[f"soil_order_probability_{model}"])
     assert got.shape == (7, *VALID.shape)
@@ -86,7 +86,7 @@ def test_permafrost_beside_it_is_what_it_is_alone(made, tmp_path):
     folder, _, result = made
     spec = tiny_models.manifest()
     alone = tiny_models.write_model(
-        tmp_path / "model", spec, scale=0.0525, offset=-15.75, rf_scale=0.0525, rf_offset=-15.65
+        tmp_path / "model", spec, scale=0.0052, offset=-1.56, rf_scale=0.0052, rf_offset=-1.50
     )
     other = run(tmp_path, alone)
     for key in ("nsp_probability_miso", "nsp_probability_rf", "nsp_disagreement", "nsp_difference"):
@@ -162,12 +162,12 @@ def test_codes_are_alphabetical_whatever_the_order_of_the_outputs(made, tmp_path
     spec = tiny_models.two_tasks()
     turned = replace(spec.tasks["soil_order"], classes=ORDERS[::-1])
     model = tiny_models.write_model(
-        tmp_path / "model", replace(spec, tasks={"soil_order": turned}, forests={}), scale=0.0525, offset=-15.75
+        tmp_path / "model", replace(spec, tasks={"soil_order": turned}, forests={}), scale=0.0052, offset=-1.56
     )
     result = run(tmp_path, model, models=("miso",))
     (codes,) = bands(result.outputs["soil_order_dominant_miso"])
     (straight,) = bands(made[2].outputs["soil_order_dominant_miso"])
-    ties = np.isclose(np.sort(expected(-15.75), axis=0)[-1], 0.5, atol=1e-3)
+    ties = np.isclose(np.sort(expected(-1.56), axis=0)[-1], 0.5, atol=1e-3)
     np.testing.assert_array_equal(codes[VALID & ~ties], 8 - straight[VALID & ~ties])
     with rasterio.open(result.outputs["soil_order_probability_miso"]) as source:
         assert source.descriptions == ORDERS[::-1]
