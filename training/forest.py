@@ -6,6 +6,7 @@ into a model folder :mod:`training.forest_ship`. The watershed's protocol has it
 
 from __future__ import annotations
 
+import json
 import time
 from dataclasses import asdict, dataclass
 from typing import Any, Callable, Dict, List, Mapping, Optional, Tuple
@@ -74,6 +75,15 @@ class Recipe:
         if len(self.buffers_m) > 1 and self.search is None:
             needed = "One radius is needed, or a search that chooses among them."
             raise InputError("Radii of the discs", "there are several.", needed, "Name one, or add --search 100.")
+
+
+def recorded(recipe: Recipe) -> Dict[str, Any]:
+    """Return, as JSON values, what of a recipe decides the out-of-fold predictions."""
+    facts = asdict(recipe)
+    for name in ("jobs", "compression"):
+        del facts[name]
+    plain: Dict[str, Any] = json.loads(json.dumps(facts))
+    return plain
 
 
 def silent(text: str) -> None:
@@ -180,6 +190,7 @@ def cross_validate(
     for text in notes:
         note(text)
     facts = {
+        "recipe": recorded(recipe),
         "folds": folds,
         "notes": notes,
         "features": [asdict(feature) for feature in next(iter(tables.values())).features],

@@ -4,7 +4,7 @@ Graph: ``features`` (M, F) float32 -> one ``TreeEnsembleRegressor`` per sub-fore
 whose leaves hold the shares of their training sites -> ``Sum`` -> ``Mul`` by 1 / trees -> ``Clip`` ->
 ``probabilities`` (M, K) float32, K = 1 (the second class) for a binary task. That is the mean of the trees, as
 scikit-learn computes it. Sub-forests, because the nodes of a whole forest do not fit into a processor's cache: the
-runtime walks one sub-forest at a time over many rows (reference: docs/random-forest.md).
+runtime walks one sub-forest at a time over many rows. Sizes and speeds are in docs/random-forest.md.
 
 No converter: its classifier stores every class of every leaf and needed 4.7 GB for seven classes; here a leaf lists
 only the classes that occur in it, and one sub-forest's lists exist at a time.
@@ -33,6 +33,8 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 from sklearn.ensemble import RandomForestClassifier
 
+from miso_qgis.engine.errors import InputError
+
 FloatArray = NDArray[np.float32]
 
 # Standard domains of onnxruntime releases that still run on old systems.
@@ -58,10 +60,9 @@ class Compression:
     threshold_bits: Optional[int] = None
 
     def __post_init__(self) -> None:
-        if self.leaf_bits is not None and not 1 <= self.leaf_bits <= 16:
-            raise ValueError(f"leaf_bits is {self.leaf_bits}; 1 to 16 are possible")
-        if self.threshold_bits is not None and not 1 <= self.threshold_bits <= _MANTISSA_BITS:
-            raise ValueError(f"threshold_bits is {self.threshold_bits}; 1 to {_MANTISSA_BITS} are possible")
+        for name, bits, most in (("Leaf", self.leaf_bits, 16), ("Threshold", self.threshold_bits, _MANTISSA_BITS)):
+            if bits is not None and not 1 <= bits <= most:
+                raise InputError(f"{name} bits", f"they are {bits}.", f"1 to {most} are possible.", "Use 10, say.")
 
 
 EXACT = Compression()

@@ -31,6 +31,14 @@ class ForestSettings:
     max_depth: Optional[int] = 16
     min_samples_leaf: int = 1
 
+    def __post_init__(self) -> None:
+        least = {"trees": 1, "min_samples_split": 2, "max_depth": 1, "min_samples_leaf": 1}
+        for name, low in least.items():
+            value = getattr(self, name)
+            if value is not None and value < low:
+                what = f"Forest setting {name}"
+                raise InputError(what, f"it is {value}.", f"At least {low} is needed.", "Choose a larger number.")
+
     def __str__(self) -> str:
         """Write the settings as a table row does: "253 trees, split 5, depth 16, leaf 1"."""
         depth = "any" if self.max_depth is None else str(self.max_depth)

@@ -14,7 +14,7 @@ from miso_qgis.engine.grid import ALASKA_ALBERS
 
 from . import outoffold, splits
 from .dataset import Dataset
-from .forest import MODEL, Note, Recipe, Split, cross_validate, read_tables, silent
+from .forest import MODEL, Note, Recipe, Split, cross_validate, read_tables, recorded, silent
 from .forest_search import checked_score
 from .forest_ship import manifest_for, ship
 from .sites import CLASSES, MISSING, Sites
@@ -58,6 +58,7 @@ def _sites(dataset: Dataset, rows: Sequence[Mapping[str, str]]) -> Sites:
             places[:, index] = float(row["x"]), float(row["y"])
             for task in dataset.tasks:
                 labels[task][index] = _label(task, row[task])
+            _date(row["date"])
         except ValueError as error:
             problems.append(Problem(f'Site "{row["id"]}"', f"{error}.", "", "Correct it in the file."))
     if problems:
@@ -67,9 +68,13 @@ def _sites(dataset: Dataset, rows: Sequence[Mapping[str, str]]) -> Sites:
         if observations.crs and observations.crs != ALASKA_ALBERS and mine.any():
             moved = transform_points(observations.crs, ALASKA_ALBERS, *(axis[mine].tolist() for axis in places))
             places[:, mine] = moved
-    dates = np.asarray([row["date"] or "NaT" for row in rows], dtype="datetime64[D]")
+    dates = np.asarray([_date(row["date"]) for row in rows], dtype="datetime64[D]")
     ids = np.asarray([row["id"] for row in rows], dtype=np.str_)
     return Sites(ids, places[0], places[1], labels, dates)
+
+
+def _date(text: str) -> np.datetime64:
+    return np.datetime64(text.strip() or "NaT", "D")
 
 
 def _label(task: str, text: str) -> int:
@@ -130,7 +135,7 @@ def run(
         What was written, or was there.
 
     Raises:
-        InputError: As the steps say.
+        InputError: As the steps say, and if predictions that are there were made by another recipe.
     """
     wanted = tuple(tasks) or dataset.tasks
     unknown = [task for task in wanted if task not in dataset.tasks]
@@ -149,7 +154,9 @@ def run(
     for task in wanted:
         for split in dealt:
             path = folder / outoffold.FOLDER / f"{MODEL}__{task}__{split.name}__{recipe.seed}.npz"
-            if not path.is_file():
+            if path.is_file():
+                _check_same(path, recipe)
+            else:
                 path = cross_validate(tables, sites, task, split, recipe, dataset.simulated, note).save(path.parent)
             written.append(path)
         # The search for the shipped forest parts none of the largest clusters that were dealt.
@@ -158,3 +165,14 @@ def run(
         note(str(shipped))
         written.append(shipped.path)
     return written
+
+
+def _check_same(path: Path, recipe: Recipe) -> None:
+    """Refuse to take predictions of another recipe for those that are asked for."""
+    if outoffold.load(path).facts.get("recipe") != recorded(recipe):
+        raise InputError(
+            f'Predictions "{path}"',
+            "they were made with other settings, features or search.",
+            "A run folder holds one recipe.",
+            "Name another run folder, or remove the file.",
+        )

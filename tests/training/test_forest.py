@@ -219,6 +219,8 @@ class TestCommand:
             (["--run", "r", "--split", "moon"], 'Split "moon": it is unknown'),
             (["--run", "r", "--split", "blocks"], "squares of 10 km."),
             (["--run", "r", "--search", "3", "--score", "beauty"], '"beauty" cannot rank nsp'),
+            (["--run", "r", "--leaf-bits", "0"], "Leaf bits: they are 0. 1 to 16 are possible"),
+            (["--run", "r", "--trees", "0"], "Forest setting trees: it is 0"),
         ],
     )
     def test_what_cannot_be_done_is_said_without_a_traceback(self, scene, words, text, capsys, tmp_path, monkeypatch):
@@ -229,16 +231,25 @@ class TestCommand:
         assert "Traceback" not in error
         assert not list(tmp_path.iterdir())
 
+    def test_predictions_of_another_recipe_are_not_taken_for_those_asked_for(self, scene, tmp_path, capsys):
+        words = ["random-forest", "--dataset", scene[0].folder, "--run", str(tmp_path), "--split", "random"]
+        assert cli.main([*words, "--task", "nsp", "--trees", "5"]) == 0
+        assert cli.main([*words, "--task", "nsp", "--trees", "5", "--leaf-bits", "6", "--jobs", "2"]) == 0
+        assert cli.main([*words, "--task", "nsp", "--trees", "6"]) == 2
+        assert "they were made with other settings" in capsys.readouterr().err
+
     def test_wrong_sites_are_all_named(self, tmp_path):
         rows = [
             {"id": "a", "x": "north", "y": 1, "date": "", "nsp": 1, "soil_order": ""},
             {"id": "b", "x": 1, "y": 1, "date": "", "nsp": 1, "soil_order": "Oxisols"},
+            {"id": "c", "x": 1, "y": 1, "date": "spring", "nsp": 1, "soil_order": ""},
         ]
         dataset = forest_scene.write(tmp_path, rows=rows)
         with pytest.raises(InputError) as raised:
             load_sites(dataset)
         assert 'Site "a"' in str(raised.value)
         assert "soil_order is 'Oxisols'" in str(raised.value)
+        assert 'Site "c"' in str(raised.value)
 
     def test_blocks_are_dealt_whole(self):
         generator = np.random.default_rng(1)
