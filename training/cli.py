@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Callable, List, Optional, Tuple
 
-from miso_qgis.engine.errors import MisoError
+from miso_qgis.engine.errors import InputError, MisoError
 
 from .splits import SPLITS
 
@@ -74,15 +74,21 @@ def _baselines(arguments: Arguments) -> int:
 
 
 def _random_forest_arguments(parser: Parser) -> None:
-    parser.add_argument("--out", type=Path, default=MODEL_FOLDER, help="model folder that gets rf_nsp.onnx")
-    parser.add_argument("--seed", type=int, default=1, help="seed of the sample and the forest (default 1)")
+    parser.add_argument(
+        "--out", type=Path, help="model folder (default models/cpcrw; with --dataset the folder model of the run)"
+    )
+    parser.add_argument("--seed", type=int, default=1, help="seed of the sample, folds and forests (default 1)")
+    _dataset_forest_arguments(parser)
 
 
 def _random_forest(arguments: Arguments) -> int:
+    if getattr(arguments, "dataset", None) is not None:
+        return _dataset_forest(arguments)
     from . import baselines
 
-    settings = baselines.ship_forest(arguments.out, arguments.seed)
-    print(f"{arguments.out / 'rf_nsp.onnx'}: {baselines.TREES} trees, {settings}")
+    out = arguments.out or MODEL_FOLDER
+    settings = baselines.ship_forest(out, arguments.seed)
+    print(f"{out / 'rf_nsp.onnx'}: {baselines.TREES} trees, {settings}")
     return 0
 
 
@@ -343,6 +349,57 @@ def _osd(arguments: Arguments) -> int:
     found = osd.read_archive(arguments.archive)
     osd.write_table(found, arguments.out)
     print(f"{osd.summary(found)}\nWritten: {arguments.out}")
+    return 0
+
+
+def _dataset_forest_arguments(parser: Parser) -> None:
+    group = parser.add_argument_group("on a dataset, in place of the bundled watershed")
+    group.add_argument("--dataset", type=Path, metavar="FILE", help="dataset.json, or its folder")
+    group.add_argument("--run", type=Path, metavar="R", help="run folder that gets the out-of-fold predictions")
+    group.add_argument("--task", nargs="+", default=[], help="nsp, soil_order (default: those of the dataset)")
+    group.add_argument("--split", nargs="+", default=["random", "blocks"], help="splits (default random blocks)")
+    group.add_argument(
+        "--search", type=int, default=0, metavar="N", help="settings to try by random search; 0: the paper's (default)"
+    )
+    group.add_argument("--score", default="", help="of the search: pr_auc, log_loss, macro_f1 (default by task)")
+    group.add_argument(
+        "--buffer", type=float, nargs="+", default=[50.0], metavar="M", help="radii of the disc means, m (default 50)"
+    )
+    group.add_argument("--no-coordinates", action="store_true", help="leave x and y out of the features")
+    group.add_argument("--trees", type=int, default=253, help="without a search (default 253)")
+    group.add_argument("--leaf", type=int, default=1, help="sites per leaf at least, without a search (default 1)")
+    group.add_argument("--leaf-bits", type=int, help="round the exported leaf values to this many bits (default exact)")
+    group.add_argument(
+        "--threshold-bits", type=int, help="round the exported thresholds to this many bits (default exact)"
+    )
+    group.add_argument("--jobs", type=int, default=1, help="processor threads (default 1)")
+
+
+def _dataset_forest(arguments: Arguments) -> int:
+    from . import forest_run
+    from .dataset import read_dataset
+    from .forest import Recipe
+    from .forest_export import Compression
+    from .forest_fit import ForestSettings
+    from .forest_search import Search
+
+    if arguments.run is None:
+        needed = "A folder for the out-of-fold predictions is needed."
+        raise InputError("Run folder", "none is given.", needed, "Add --run FOLDER.")
+    recipe = Recipe(
+        buffers_m=tuple(arguments.buffer),
+        coordinates=not arguments.no_coordinates,
+        settings=ForestSettings(trees=arguments.trees, min_samples_leaf=arguments.leaf),
+        search=Search(iterations=arguments.search, score=arguments.score) if arguments.search > 0 else None,
+        compression=Compression(arguments.leaf_bits, arguments.threshold_bits),
+        seed=arguments.seed,
+        jobs=arguments.jobs,
+    )
+    out = arguments.out or arguments.run / "model"
+    written = forest_run.run(
+        read_dataset(arguments.dataset), arguments.run, out, recipe, arguments.task, arguments.split, _say
+    )
+    print("\n".join(str(path) for path in written))
     return 0
 
 
