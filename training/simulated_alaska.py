@@ -60,6 +60,7 @@ CRS = "EPSG:3338"
 # 30 km. Nothing of that place is depicted.
 LEFT, TOP = 115_005.0, 1_835_005.0
 SMALLEST_KM, LARGEST_KM = 3.0, 30.0
+LAND_CELLS = 300
 FLOAT_NODATA = -9999.0
 README, SUMMARY, SITES, ACCESS = "README.txt", "summary.json", "sites.csv", "access.gpkg"
 SENTENCE = "SIMULATED landscape: everything in this folder is invented. Not for decisions."
@@ -151,8 +152,15 @@ def make_landscape(settings: Settings, note: Optional[Note] = None) -> Landscape
     say("Truth: permafrost and soil orders")
     rows, columns = survey.cells
     parts = logit_parts(relief, climate, exposure, patterns)
-    present = nsp_probability(parts, (rows[survey.has_nsp], columns[survey.has_nsp]))
-    with_order = (rows[survey.has_order], columns[survey.has_order])
+    # A few cells of land keep a handful of sites in a small area from setting the shares of all of it.
+    anywhere = settings.chance(6).choice(np.flatnonzero(relief.water < 0.5), LAND_CELLS)
+    more_rows, more_columns = np.divmod(anywhere, settings.side_px)
+
+    def shares_over(chosen: NDArray[np.bool_]) -> Tuple[NDArray[np.int64], NDArray[np.int64]]:
+        return np.concatenate([rows[chosen], more_rows]), np.concatenate([columns[chosen], more_columns])
+
+    present = nsp_probability(parts, shares_over(survey.has_nsp))
+    with_order = shares_over(survey.has_order)
     orders = order_probability(order_scores(relief, climate, exposure, patterns), present, with_order)
     truth = draw_truth(settings.chance(4), relief, present, orders)
     say("Image")

@@ -97,9 +97,10 @@ def _routes(generator: Generator, relief: Relief, exposure: Exposure) -> Tuple[T
     shape = relief.elevation.shape
     inside: NDArray[np.bool_] = np.all((relief.course >= 0) & (relief.course < np.asarray(shape) - 1), axis=1)
     routes: List[Tuple[str, NDArray[np.float64]]] = []
-    if inside.any():
-        first, last = np.flatnonzero(inside)[[0, -1]]
-        routes.append(("river", relief.course[first : last + 1][inside[first : last + 1]] + 0.5))
+    # Where a bend leaves the area, the line ends and another begins.
+    for run in np.split(np.arange(inside.size), np.flatnonzero(np.diff(inside)) + 1):
+        if inside[run[0]] and run.size > 30:
+            routes.append(("river", relief.course[run] + 0.5))
     rows, columns = shape[0] // COARSE_PX, shape[1] // COARSE_PX
     slope = _coarse(exposure.slope_deg, rows, columns)
     wet = _coarse(relief.water, rows, columns)
