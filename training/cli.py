@@ -47,15 +47,34 @@ def _sample(arguments: Arguments) -> int:
 
 
 def _simulate_arguments(parser: Parser) -> None:
-    parser.add_argument("--out", type=Path, required=True, help="folder for dem.tif and nlcd.tif")
+    parser.add_argument("--out", type=Path, required=True, help="folder for dem.tif and nlcd.tif; --alaska: a new one")
     parser.add_argument("--seed", type=int, default=1, help="seed of the landscape (default 1)")
+    parser.add_argument("--alaska", action="store_true", help="10 m landscape with 19 channels, surveys and truth")
+    parser.add_argument("--side-km", type=float, help="side of the --alaska landscape (default 20)")
 
 
 def _simulate(arguments: Arguments) -> int:
+    if arguments.alaska:
+        return _simulate_alaska(arguments)
     from . import simulation
 
+    if arguments.side_km is not None:
+        raise InputError("Option --side-km", "the small valley has one size.", "", "Add --alaska, or leave it out.")
     paths = simulation.simulate_valley(arguments.out, arguments.seed)
     print(f"{simulation.SENTENCE}\nIn {arguments.out}: {', '.join(path.name for path in paths.values())}")
+    return 0
+
+
+def _simulate_alaska(arguments: Arguments) -> int:
+    from . import simulated_alaska as alaska
+
+    settings = alaska.Settings(arguments.seed, 20.0 if arguments.side_km is None else arguments.side_km)
+    summary = alaska.simulate_alaska(arguments.out, settings, _say)
+    sites = summary["sites"]
+    print(
+        f"{alaska.SENTENCE}\nIn {arguments.out}: {alaska.README} says what; {sites['all']} sites, "
+        f"{sites['with_nsp']} with NSP, {sites['with_soil_order']} with a soil order."
+    )
     return 0
 
 
@@ -410,7 +429,7 @@ def _say(text: str) -> None:
 # Name, help, arguments, step.
 STEPS: List[Tuple[str, str, Callable[[Parser], None], Callable[[Arguments], int]]] = [
     ("sample", "prepare the demo's rasters: the watershed, else the simulated valley", _sample_arguments, _sample),
-    ("simulate", "make the simulated valley", _simulate_arguments, _simulate),
+    ("simulate", "make the simulated valley, or a simulated Alaska", _simulate_arguments, _simulate),
     ("baselines", "predict the protocol's folds with forests and logistic regression", _protocol_arguments, _baselines),
     (
         "evaluate",
