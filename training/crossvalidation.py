@@ -13,6 +13,7 @@ from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Se
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from miso_qgis.engine.errors import InputError
 from miso_qgis.engine.schema import to_json
@@ -66,13 +67,28 @@ class Fitted(NamedTuple):
 
 @dataclass(frozen=True)
 class Workshop:
-    """An open run: everything that its stages need."""
+    """An open run: everything that its stages need.
+
+    Attributes:
+        run: The run.
+        surveyed: All sites that were read: folds are dealt of them, so that they are those of any other model.
+        usable: Where every channel has a value, (N,): only there is anything learned or judged.
+        scene: Where windows are read.
+        means: With what to compute.
+        note: Told what is done.
+    """
 
     run: Run
-    sites: Sites
+    surveyed: Sites
+    usable: NDArray[np.bool_]
     scene: Scene
     means: Means
     note: Note
+
+    @property
+    def sites(self) -> Sites:
+        """The sites that are used."""
+        return self.surveyed.subset(self.usable)
 
     @property
     def around(self) -> Surroundings:
@@ -180,7 +196,7 @@ def begun(
     ) as scene:
         where = "held in memory" if scene.in_memory else "read from the rasters as they are needed"
         note(f"{scene.grid.height} x {scene.grid.width} px of {scene.grid.resolution:g} m, {where}")
-        sites, report = _usable(sites, scene, report, note)
+        usable, report = _usable(sites, scene, report, note)
         if not exists:
             config = _run_config(dataset, scene, recipe, tasks, 1 if seed is None else seed)
             data = RunData(str(Path(dataset.folder) / "dataset.json"), runs.files_of(dataset), report)
@@ -191,7 +207,7 @@ def begun(
         if means.world.leads:
             facts = {"device": means.world.device, "processes": means.world.size, "threads": torch.get_num_threads()}
             runs.record_environment(run.folder, "train", facts)
-        yield Workshop(run, sites, scene, means, note)
+        yield Workshop(run, sites, usable, scene, means, note)
 
 
 def _check_tasks(dataset: Dataset, tasks: Sequence[str]) -> None:
@@ -207,8 +223,8 @@ def _run_config(dataset: Dataset, scene: Scene, recipe: Recipe, tasks: Sequence[
     return RunConfig(runs.FORMAT, dataset.name, chosen, seed, recipe, model)
 
 
-def _usable(sites: Sites, scene: Scene, report: Dict[str, Any], note: Note) -> Tuple[Sites, Dict[str, Any]]:
-    """Sites where every channel has a value: elsewhere a map has nodata, so nothing is learned or judged there."""
+def _usable(sites: Sites, scene: Scene, report: Dict[str, Any], note: Note) -> Tuple[NDArray[np.bool_], Dict[str, Any]]:
+    """Where every channel has a value: elsewhere a map has nodata, so nothing is learned or judged there."""
     rows, columns = scene.places(sites.x, sites.y)
     known = scene.known_at(rows, columns)
     outside = ~((rows >= 0) & (rows < scene.grid.height) & (columns >= 0) & (columns < scene.grid.width))
@@ -232,7 +248,7 @@ def _usable(sites: Sites, scene: Scene, report: Dict[str, Any], note: Note) -> T
         needed = "Observations within the area are needed."
         remedy = "Check the observations' CRS and columns, and the dataset's bounds."
         raise InputError("Observations", f"none of {len(sites)} lies where every channel has a value.", needed, remedy)
-    return kept, report
+    return known, report
 
 
 def _refuse_unlabelled(name: str, labelled: Labelled) -> None:
@@ -294,7 +310,7 @@ def cross_validate(
     """
     written: List[Path] = []
     for seed in seeds:
-        dealt = _Dealt(seed, deal(workshop.sites, split, seed, workshop.run.dataset))
+        dealt = _Dealt(seed, deal(workshop.surveyed, split, seed, workshop.run.dataset).subset(workshop.usable))
         fold_of = dealt.folds.fold
         numbers = np.unique(fold_of[fold_of >= 0]).tolist()
         wrong = [fold for fold in chosen or () if fold not in numbers]

@@ -26,6 +26,7 @@ import torch
 from miso_qgis.engine.errors import InputError, Problem
 from miso_qgis.engine.schema import from_json, to_json
 
+from . import outoffold
 from .config import ModelConfig
 from .dataset import FILE, Dataset, read_dataset
 from .recipes import Recipe
@@ -126,13 +127,13 @@ def is_run(folder: Path) -> bool:
 
 
 def create(folder: Path, config: RunConfig, data: RunData, dataset: Dataset) -> Run:
-    """Make a run folder.
+    """Make a run folder; predictions of other models may be there already.
 
     Raises:
         InputError: If the folder holds something else.
     """
     folder = Path(folder)
-    if folder.is_dir() and any(item.name not in (DATA, ENVIRONMENT) for item in folder.iterdir()):
+    if folder.is_dir() and any(item.name not in (DATA, ENVIRONMENT, outoffold.FOLDER) for item in folder.iterdir()):
         raise InputError(
             f'Run folder "{folder}"',
             f"is not empty and holds no {CONFIG}.",
