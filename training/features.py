@@ -80,8 +80,9 @@ def model_config(dataset: Dataset, scene: Scene, recipe: Recipe, tasks: Sequence
             for group in dataset.groups
         ]
         shares = {channel.name for channel in dataset.channels if channel.by == "one_hot"}
-        fitted = _fitted(groups, scene, shares)
-        return ModelConfig(tuple(fitted), recipe.size, {task: outputs(task) for task in tasks}, recipe.views)
+        fitted = {group.name: group for group in _fitted(groups, scene, shares)}
+        fitted.update({group.name: group for group in groups if group.name in recipe.fixed_scales})
+        return ModelConfig(tuple(fitted.values()), recipe.size, {task: outputs(task) for task in tasks}, recipe.views)
     except ValueError as error:
         if isinstance(error, InputError):
             raise

@@ -128,7 +128,9 @@ class Recipe:
         optimiser: Optimiser.
         window: Training windows.
         task_weights: Weight of each task's loss, 1 where it is not given.
-        features: {group: features}, in place of those that :mod:`training.features` chooses; scales are fitted anyhow.
+        features: {group: features}, in place of those that :mod:`training.features` chooses; scales are fitted anyhow,
+        fixed_scales: but for these groups, whose features keep the centres, scales and curves that are given (weights
+            that were trained elsewhere expect theirs).
         views: As in :class:`training.config.ModelConfig`.
         smoothing: Labels are drawn towards equal chances of all classes by this share.
         members: Networks whose logits are averaged.
@@ -147,6 +149,7 @@ class Recipe:
     window: WindowRecipe = field(default_factory=WindowRecipe)
     task_weights: Dict[str, float] = field(default_factory=dict)
     features: Dict[str, Tuple[FeatureConfig, ...]] = field(default_factory=dict)
+    fixed_scales: Tuple[str, ...] = ()
     views: Tuple[Tuple[str, ...], ...] = ()
     smoothing: float = 0.0
     members: int = 1
@@ -159,6 +162,8 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
             raise ValueError(f"precision {self.precision!r} is not one of {', '.join(PRECISIONS)}")
+        if not set(self.fixed_scales) <= set(self.features):
+            raise ValueError(f"fixed_scales names {', '.join(self.fixed_scales)}; features of these must be given")
         if self.members < 1:
             raise ValueError("members must be at least 1")
         if not self.fit.length(1):

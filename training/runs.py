@@ -33,6 +33,8 @@ from .recipes import Recipe
 
 FORMAT = 1
 CONFIG, DATA, ENVIRONMENT = "config.json", "data.json", "environment.json"
+# What other models and their report may have left before MISO is trained.
+_OTHERS = (DATA, ENVIRONMENT, outoffold.FOLDER, "report")
 _ANOTHER = "Choose another run folder, or the settings and data that this one was begun with."
 
 
@@ -133,7 +135,7 @@ def create(folder: Path, config: RunConfig, data: RunData, dataset: Dataset) -> 
         InputError: If the folder holds something else.
     """
     folder = Path(folder)
-    if folder.is_dir() and any(item.name not in (DATA, ENVIRONMENT, outoffold.FOLDER) for item in folder.iterdir()):
+    if folder.is_dir() and any(item.name not in _OTHERS for item in folder.iterdir()):
         raise InputError(
             f'Run folder "{folder}"',
             f"is not empty and holds no {CONFIG}.",

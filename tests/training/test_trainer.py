@@ -325,6 +325,17 @@ def test_an_azimuth_in_degrees_is_refused_with_what_to_do(tmp_path, recipe):
         features.model_config(dataset, scene, recipe, dataset.tasks)
 
 
+def test_given_scales_are_kept_where_the_recipe_says_so(dataset, scene, recipe):
+    given = tuple(features.FeatureConfig("value", (c,), centre=7.0, scale=3.0) for c in ("red", "green"))
+    fixed = dataclasses.replace(recipe, features={"satellite": given}, fixed_scales=("satellite",))
+    found = features.model_config(dataset, scene, fixed, dataset.tasks)
+    assert [group.name for group in found.groups] == ["satellite", "covariates"]
+    assert found.groups[0].features == given
+    assert found.groups[1].features[0].scale != 1.0
+    fitted = features.model_config(dataset, scene, dataclasses.replace(fixed, fixed_scales=()), dataset.tasks)
+    assert fitted.groups[0].features[0].centre == pytest.approx(1505, abs=80)
+
+
 def test_features_of_an_unknown_group_are_refused(dataset, scene, recipe):
     other = dataclasses.replace(recipe, features={"radar": ()})
     with pytest.raises(InputError, match="'radar'"):
@@ -369,6 +380,7 @@ def test_a_recipe_changes_a_preset_key_by_key(tmp_path):
         ("[size]\npatch_px = 3", "cell_px must divide"),
         ("preset = 'huge'", "'huge'"),
         ("members = 0", "members must be"),
+        ("fixed_scales = ['satellite']", "features of these must be given"),
         ("precision = 'float8'", "float8"),
         ("[fit]\nsteps = 3\nepochs = 2", "not both"),
         ("stride_px = 161", "multiples of cell_px"),
