@@ -499,7 +499,7 @@ def _dataset_forest_arguments(parser: Parser) -> None:
     group.add_argument("--dataset", type=Path, metavar="FILE", help="dataset.json, or its folder")
     group.add_argument("--run", type=Path, metavar="R", help="run folder that gets the out-of-fold predictions")
     group.add_argument("--task", nargs="+", default=[], help="nsp, soil_order (default: those of the dataset)")
-    group.add_argument("--split", nargs="+", default=["random", "blocks"], help="splits (default random blocks)")
+    group.add_argument("--split", nargs="+", default=["random", "SH-1km"], help="splits (default random SH-1km)")
     group.add_argument(
         "--search", type=int, default=0, metavar="N", help="settings to try by random search; 0: the paper's (default)"
     )

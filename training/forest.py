@@ -25,25 +25,11 @@ from .forest_fit import PAPER, FittedForest, ForestSettings, absent_classes, cou
 from .forest_search import Found, Search, search
 from .outoffold import OutOfFold
 from .sites import CLASSES, Sites
+from .spatial_splits import Split
 
 MODEL = "rf"
 Note = Callable[[str], None]
 Tables = Mapping[float, SiteFeatures]
-
-
-@dataclass(frozen=True)
-class Split:
-    """How sites are held out.
-
-    Attributes:
-        name: ``random``, ``blocks``, ``SH-1km``...
-        fold: Fold that holds each site out, from 0; -1 for a site that is never held out and always learned from, (N,).
-        cluster: Cluster of each site, (N,): what the search never parts and the evaluation resamples.
-    """
-
-    name: str
-    fold: NDArray[np.integer[Any]]
-    cluster: NDArray[np.integer[Any]]
 
 
 @dataclass(frozen=True)
@@ -174,7 +160,7 @@ def cross_validate(
     probability = np.full((len(sites), len(CLASSES[task])), np.nan)
     folds: List[Dict[str, Any]] = []
     for fold in numbers:
-        test, learn = held & (split.fold == fold), usable & (split.fold != fold)
+        test, learn = held & (split.fold == fold), usable & split.train[fold]
         where = f"split {split.name}, fold {fold}"
         if not test.any():
             notes.append(f"{task}, {where}: no labelled site to predict")

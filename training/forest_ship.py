@@ -16,10 +16,11 @@ from miso_qgis.engine.errors import InputError, Problem, RuntimeFailure
 from miso_qgis.engine.manifest import FORMAT, ForestSpec, Manifest, TaskSpec, read_manifest, write_manifest
 
 from .dataset import Dataset
-from .forest import Recipe, Split, Tables, make, usable_sites
+from .forest import Recipe, Tables, make, usable_sites
 from .forest_export import EXACT, PARITY, export_forest
 from .forest_fit import FittedForest, count_classes
 from .sites import CLASSES, Sites
+from .spatial_splits import Split
 
 CHECKED_ROWS = 20_000
 

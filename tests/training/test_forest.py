@@ -13,15 +13,15 @@ from miso_qgis.engine.messages import PredictJob, RasterSource
 from miso_qgis.engine.predict import predict
 from miso_qgis.engine.progress import Silent
 from miso_qgis.engine.session import read_model_files
-from training import cli, forest_run, outoffold
-from training.forest import Recipe, Split, cross_validate, read_tables
+from training import cli, outoffold
+from training.forest import Recipe, cross_validate, read_tables
 from training.forest_export import Compression
 from training.forest_fit import ForestSettings, fit_forest
-from training.forest_run import load_sites, load_split
 from training.forest_search import Search, SearchSpace
 from training.forest_ship import ship
-from training.forest_size import Places, Variant, measure, table
-from training.sites import CLASSES, MISSING, Sites
+from training.sites import CLASSES, MISSING
+from training.spatial_splits import Split
+from training.surveys import load_sites
 
 QUICK = Recipe(settings=ForestSettings(trees=12))
 
@@ -30,14 +30,16 @@ QUICK = Recipe(settings=ForestSettings(trees=12))
 def scene(tmp_path_factory):
     folder = tmp_path_factory.mktemp("scene")
     dataset = forest_scene.write(folder)
-    sites = load_sites(dataset)
+    sites, _ = load_sites(dataset)
     return dataset, sites, read_tables(dataset, sites, QUICK)
 
 
 def halves(sites, fold=None):
     """Two folds, south and north; clusters of ten sites."""
     fold = (sites.y > np.median(sites.y)).astype(int) if fold is None else fold
-    return Split("halves", fold, np.arange(len(sites)) // 10)
+    fold = np.asarray(fold, dtype=np.int16)
+    train = fold != np.arange(max(int(fold.max()), 0) + 1)[:, None]
+    return Split("halves", 1, fold, np.arange(len(sites), dtype=np.int64) // 10, train)
 
 
 class TestCrossValidation:
@@ -216,8 +218,7 @@ class TestCommand:
         [
             ([], "Run folder: none is given"),
             (["--run", "r", "--task", "depth"], "it has no task depth"),
-            (["--run", "r", "--split", "moon"], 'Split "moon": it is unknown'),
-            (["--run", "r", "--split", "blocks"], "squares of 10 km."),
+            (["--run", "r", "--split", "moon"], 'Split "moon": is unknown'),
             (["--run", "r", "--search", "3", "--score", "beauty"], '"beauty" cannot rank nsp'),
             (["--run", "r", "--leaf-bits", "0"], "Leaf bits: they are 0. 1 to 16 are possible"),
             (["--run", "r", "--trees", "0"], "Forest setting trees: it is 0"),
@@ -237,45 +238,3 @@ class TestCommand:
         assert cli.main([*words, "--task", "nsp", "--trees", "5", "--leaf-bits", "6", "--jobs", "2"]) == 0
         assert cli.main([*words, "--task", "nsp", "--trees", "6"]) == 2
         assert "they were made with other settings" in capsys.readouterr().err
-
-    def test_wrong_sites_are_all_named(self, tmp_path):
-        rows = [
-            {"id": "a", "x": "north", "y": 1, "date": "", "nsp": 1, "soil_order": ""},
-            {"id": "b", "x": 1, "y": 1, "date": "", "nsp": 1, "soil_order": "Oxisols"},
-            {"id": "c", "x": 1, "y": 1, "date": "spring", "nsp": 1, "soil_order": ""},
-        ]
-        dataset = forest_scene.write(tmp_path, rows=rows)
-        with pytest.raises(InputError) as raised:
-            load_sites(dataset)
-        assert 'Site "a"' in str(raised.value)
-        assert "soil_order is 'Oxisols'" in str(raised.value)
-        assert 'Site "c"' in str(raised.value)
-
-    def test_blocks_are_dealt_whole(self):
-        generator = np.random.default_rng(1)
-        x, y = generator.uniform(0, 100_000, (2, 400))
-        sites = Sites(np.arange(400).astype(str), x, y, {}, np.full(400, "NaT", "datetime64[D]"))
-        split = load_split(sites, "blocks", 1)
-        assert all(np.unique(split.fold[split.cluster == one]).size == 1 for one in np.unique(split.cluster))
-        assert set(split.fold) == set(range(5))
-        assert forest_run.BLOCK_M == 10_000
-
-
-def test_the_table_of_sizes_measures_the_graph_that_would_be_shipped(scene):
-    _, sites, tables = scene
-    usable = tables[50.0].valid
-    features, labels = tables[50.0].values[usable], sites.labels["nsp"][usable]
-    places = Places(features, labels, halves(sites).fold[usable])
-    variants = [
-        Variant(ForestSettings(trees=20)),
-        Variant(ForestSettings(trees=20), Compression(leaf_bits=1, threshold_bits=1)),
-    ]
-    sizes = measure(variants, "nsp", places, places, features)
-    assert sizes[0].nodes == sizes[1].nodes
-    assert sizes[1].zipped_bytes < sizes[0].zipped_bytes
-    assert sizes[1].scores["pr_auc"] < sizes[0].scores["pr_auc"], "one bit of a threshold cannot be enough"
-    assert all(size.px_per_cpu_s > 0 for size in sizes)
-    lines = table(sizes).splitlines()
-    assert lines[0].startswith("| forest | nodes | MB | MB zipped | px per CPU-s | PR-AUC |")
-    assert "leaves 1 bit, thresholds 1 bit" in lines[3]
-    assert lines[3].count("| -0.") >= 1
