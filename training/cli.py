@@ -135,6 +135,7 @@ def _evaluate_arguments(parser: Parser) -> None:
     )
     report.add_argument("--maps", type=Path, metavar="FOLDER", help="folder with probability maps of both models")
     report.add_argument("--dataset", type=Path, help="dataset.json of the training area, for the model card")
+    report.add_argument("--model", type=Path, help="model folder of these runs: gets scores, curves, limits and card")
     report.add_argument("--recall", type=float, help="recall of the equal-recall thresholds (default: MISO's at 0.5)")
     report.add_argument("--draws", type=int, default=1000, help="bootstrap draws (default 1000)")
     report.add_argument("--places", choices=("points", "map"), default="points", help="places of the watershed's runs")
@@ -165,8 +166,20 @@ def _report(arguments: Arguments) -> int:
         draws=arguments.draws,
         places=arguments.places,
     )
-    written = report.write(report.make(request, _say), arguments.out or arguments.runs[0] / "report")
+    made = report.make(request, _say)
+    written = report.write(made, arguments.out or arguments.runs[0] / "report")
     print(f"Written: {', '.join(map(str, written))}")
+    if arguments.model is not None:
+        from . import assessed_folder
+        from .dataset import read_dataset
+
+        summary = None
+        if arguments.dataset is not None:
+            _say("summarising the training sites")
+            predictions = report.load_predictions(request.runs, request.places)
+            summary = assessed_folder.training_summary(read_dataset(arguments.dataset), predictions)
+        assessed_folder.describe(arguments.model, made, summary)
+        print(f"Written: {arguments.model} (manifest, card, digests)")
     return 0
 
 

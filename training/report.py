@@ -47,6 +47,7 @@ from .report_manifest import score_entries, task_entries
 from .report_page import Section, write_page
 from .report_polygons import ByPolygon, by_polygon_json, read_polygons, score_polygons
 from .report_tables import Table
+from .surveys import load_sites
 
 Json = Dict[str, Any]
 Note = Callable[[str], None]
@@ -90,12 +91,14 @@ class Report:
         page: The HTML page.
         data: Every number of it, JSON values.
         card: Model card, Markdown.
+        limits: Where the models must not be used.
         tables: Its tables.
     """
 
     page: str
     data: Json
     card: str
+    limits: List[str] = field(default_factory=list)
     tables: List[Table] = field(default_factory=list)
 
 
@@ -147,12 +150,13 @@ def make(request: Request, note: Note = lambda text: None) -> Report:
         sections.append(_maps(request.maps, data))
         simulated = simulated or data["maps_simulated"]
     sections.append(_methods(request))
-    about = model_card.about(predictions, dataset, simulated)
+    sites = load_sites(dataset)[0] if dataset is not None else None
+    about = model_card.about(predictions, dataset, simulated, sites)
     title = f"Evaluation: {about.title}" if about.title else "Evaluation of soil models"
     data["simulated"] = simulated
     page = write_page(title, _lead(assessed), sections, simulated, _footer(request))
     tables = [table for section in sections for table in section.tables]
-    return Report(page, data, model_card.write(about, data), tables)
+    return Report(page, data, model_card.write(about, data), model_card.limits(about), tables)
 
 
 def write(report: Report, folder: Path) -> List[Path]:
