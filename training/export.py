@@ -11,7 +11,10 @@ Weights are stored in half precision and cast when the runtime loads the graph, 
 
 from __future__ import annotations
 
+import hashlib
+import logging
 import tempfile
+import warnings
 from pathlib import Path
 from typing import Dict, List, Mapping, NamedTuple, Sequence, Tuple, Union, cast
 
@@ -334,7 +337,10 @@ def _export(
         nested = (tuple(shapes),)
     elif isinstance(graph, DecoderGraph):
         nested = (*shapes[:2], tuple(shapes[2:]))
-    with tempfile.TemporaryDirectory() as scratch, torch.no_grad():
+    with tempfile.TemporaryDirectory() as scratch, torch.no_grad(), warnings.catch_warnings():
+        # The exporter tells of torchvision's absence, of its own pytree and of axes that share one name: all meant.
+        warnings.simplefilter("ignore")
+        logging.getLogger("torch.onnx").setLevel(logging.ERROR)
         raw = Path(scratch) / "graph.onnx"
         torch.onnx.export(
             graph,
@@ -380,12 +386,13 @@ def tidy(model: onnx.ModelProto) -> None:
 
 
 def _merge_equal(graph: onnx.GraphProto) -> None:
+    # Digests, not the bytes: a network of 200 million weights would be held in memory once more.
     first: Dict[Tuple[int, Tuple[int, ...], bytes], str] = {}
     renamed: Dict[str, str] = {}
     kept = []
     for tensor in graph.initializer:
         array = numpy_helper.to_array(tensor)
-        key = (tensor.data_type, tuple(tensor.dims), array.tobytes())
+        key = (tensor.data_type, tuple(tensor.dims), hashlib.sha256(array.tobytes()).digest())
         if key in first:
             renamed[tensor.name] = first[key]
         else:

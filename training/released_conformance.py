@@ -73,15 +73,14 @@ def _read(path: Path, name: str) -> Arrays:
     if not path.is_file():
         raise InputError(name, "there is no such file.", needed, remedy)
     try:
-        with np.load(path, allow_pickle=False) as file:
-            if not isinstance(file, np.lib.npyio.NpzFile):
-                raise InputError(name, "it holds a single array.", needed, remedy)
-            return {key: file[key] for key in file.files}
+        file = np.load(path, allow_pickle=False)
+        if isinstance(file, np.lib.npyio.NpzFile):
+            with file:
+                return {key: file[key] for key in file.files}
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
-        if isinstance(error, InputError):
-            raise
         found = f"it cannot be read ({' '.join(str(error).split())[:160]})."
         raise InputError(name, found, needed, remedy) from error
+    raise InputError(name, "it holds a single array.", needed, remedy)
 
 
 def _wanted(arrays: Arrays, name: str, shapes: Mapping[str, Tuple[object, ...]]) -> None:

@@ -45,7 +45,7 @@ def released_form(ledger: Ledger, task: str) -> ReleasedForm:
             task=task,
             outputs=state["out.4.weight"].shape[0],
             frequencies=state["geo_encoder.layers.0.lin.weight"].shape[1] // 4,
-            geo_layers=counted(state, "geo_encoder.layers.{}.lin.weight"),
+            geo_layers=counted(state, "geo_encoder.layers.{}."),
         )
     except KeyError as error:
         found = f"it lacks {error.args[0]}; it begins with {names_of(list(state)[:3])}."

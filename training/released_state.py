@@ -272,8 +272,8 @@ def swin_v2_size(state: Mapping[str, Tensor], prefix: str) -> SizeConfig:
         KeyError: If a tensor that tells a size is not there.
         ValueError: If the tensors contradict each other.
     """
-    stages = counted(state, f"{prefix}features.{{}}.0.norm1.weight", 1, 2)
-    depths = [counted(state, f"{prefix}features.{2 * s + 1}.{{}}.norm1.weight") for s in range(stages)]
+    stages = counted(state, f"{prefix}features.{{}}.0.", 1, 2)
+    depths = [counted(state, f"{prefix}features.{2 * s + 1}.{{}}.") for s in range(stages)]
     first = f"{prefix}features.1.0"
     channels = state[f"{prefix}features.0.0.weight"].shape[0]
     heads = [state[f"{prefix}features.{2 * s + 1}.0.attn.logit_scale"].shape[0] for s in range(stages)]
@@ -295,8 +295,8 @@ def swin_v2_size(state: Mapping[str, Tensor], prefix: str) -> SizeConfig:
 
 def swin_v1_size(state: Mapping[str, Tensor], prefix: str) -> SizeConfig:
     """Sizes of a SimMIM Swin V1 from its tensors; raises as :func:`swin_v2_size`."""
-    stages = counted(state, f"{prefix}layers.{{}}.blocks.0.norm1.weight")
-    depths = [counted(state, f"{prefix}layers.{s}.blocks.{{}}.norm1.weight") for s in range(stages)]
+    stages = counted(state, f"{prefix}layers.{{}}.blocks.0.")
+    depths = [counted(state, f"{prefix}layers.{s}.blocks.{{}}.") for s in range(stages)]
     tables = [state[f"{prefix}layers.{s}.blocks.0.attn.relative_position_bias_table"] for s in range(stages)]
     weight = state[f"{prefix}patch_embed.proj.weight"]
     return _size(
@@ -311,9 +311,13 @@ def swin_v1_size(state: Mapping[str, Tensor], prefix: str) -> SizeConfig:
 
 
 def counted(state: Mapping[str, Tensor], pattern: str, start: int = 0, step: int = 1) -> int:
-    """Count the tensors named ``pattern.format(start + i * step)`` for i = 0, 1, ...; raises KeyError if none."""
+    """Count the parts whose tensors' names begin with ``pattern.format(start + i * step)`` for i = 0, 1, ...
+
+    Raises:
+        KeyError: If there is none.
+    """
     count = 0
-    while pattern.format(start + count * step) in state:
+    while any(key.startswith(pattern.format(start + count * step)) for key in state):
         count += 1
     if count == 0:
         raise KeyError(pattern.format(start))

@@ -160,7 +160,7 @@ class DotAttention(Attention):
     def __init__(self, channels: int, heads: int, map_size: int, side: int, shift: int) -> None:
         super().__init__(channels, heads, map_size, side, shift)
         self.table = nn.Parameter(torch.zeros((2 * side - 1) ** 2, heads))
-        self.scale = (channels // heads) ** -0.5
+        self.scale = 1.0 / math.sqrt(channels // heads)
 
     def bias(self) -> Tensor:
         """Position bias of every pair of places, (heads, side^2, side^2)."""
