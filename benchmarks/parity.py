@@ -40,7 +40,7 @@ def network(size):
     model = Miso(ModelConfig(tuple(groups), SIZES[size], TASKS)).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if parameter.dim() > 1:  # fresh heads answer nearly the same everywhere
+            if parameter.dim() in (2, 4):  # fresh heads answer nearly the same everywhere; logit scales stay (3 axes)
                 parameter.mul_(2.0)
             elif "norm" in name or name.endswith("bias"):
                 parameter.add_(0.2 * torch.randn_like(parameter))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, NamedTuple, Tuple, cast
 
@@ -77,7 +78,7 @@ def _read(path: Path, name: str) -> Arrays:
         if isinstance(file, np.lib.npyio.NpzFile):
             with file:
                 return {key: file[key] for key in file.files}
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
         found = f"it cannot be read ({' '.join(str(error).split())[:160]})."
         raise InputError(name, found, needed, remedy) from error
     raise InputError(name, "it holds a single array.", needed, remedy)

@@ -270,6 +270,11 @@ def test_files_that_are_no_checkpoint_are_refused(state, tmp_path):
         text = refusal(read_state, tmp_path / name)
         assert name in text
         assert "Traceback" not in text
+    # A weight of another value: the file opens, the checksum of its record does not fit.
+    flipped = bytearray(whole)
+    flipped[whole.index(state["out.0.weight"].numpy().tobytes()) + 5] ^= 0x10
+    (tmp_path / "flipped.pth").write_bytes(bytes(flipped))
+    assert "checksum" in refusal(read_state, tmp_path / "flipped.pth")
     assert "no such file" in refusal(read_state, tmp_path / "absent.pth")
     assert "no such file" in refusal(read_state, tmp_path)
 
