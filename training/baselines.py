@@ -1,7 +1,7 @@
 """What MISO is measured against: Random Forest with and without coordinates, and logistic regression.
 
 All learn from the same points and channels as MISO; features are the engine's disc means, the same function that
-prediction uses. The forest without coordinates is also shipped: :func:`export_forest` writes it as ONNX.
+prediction uses. The forest without coordinates is also shipped (:func:`ship_forest`).
 """
 
 from __future__ import annotations
@@ -14,11 +14,9 @@ from pathlib import Path
 from typing import Any, Callable, Dict, List, Mapping, Sequence, Tuple
 
 import numpy as np
-import onnx
 import onnxruntime
 import sklearn
 from numpy.typing import NDArray
-from onnx import TensorProto, helper
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline, make_pipeline
@@ -29,6 +27,7 @@ from miso_qgis.engine.errors import RuntimeFailure
 
 from . import cpcrw, metrics, predictions, splits
 from .cpcrw import WatershedStack
+from .forest_export import PARITY, export_forest
 from .observations import Observations
 from .predictions import Predictor
 
@@ -50,11 +49,6 @@ FOREST_SETTINGS: Tuple[Settings, ...] = (
     {"max_depth": None, "min_samples_leaf": 1, "min_samples_split": 2},
 )
 LOGISTIC_SETTINGS: Tuple[Settings, ...] = tuple({"C": c} for c in (0.001, 0.01, 0.1, 1.0, 10.0))
-# Standard domains of onnxruntime releases that still run on old systems.
-OPSET = 18
-OPSET_ML = 3
-IR_VERSION = 8
-PARITY = 1e-6  # largest difference of a probability between the shipped graph and scikit-learn
 
 
 @dataclass(frozen=True)
@@ -173,79 +167,6 @@ def fitter(baseline: Baseline, table: FeatureMap, chosen: List[Settings]) -> Cal
     return fit
 
 
-def export_forest(model: RandomForestClassifier, features: int) -> onnx.ModelProto:
-    """Write a fitted two-class forest as ONNX: ``features`` (M, F) float32 -> ``probabilities`` (M, 1), P(present).
-
-    One ``TreeEnsembleRegressor`` whose leaves hold the share of *present* divided by the number of trees, so that the
-    sum over trees is the forest's probability. (The converter's classifier keeps both classes' shares and a label.)
-    It runs in float64, as scikit-learn does: thresholds are exact, and the sum of 253 shares is right to the last bit
-    of a float32, where a float32 sum was off by 1.1e-6.
-    """
-    nodes = _Nodes()
-    for tree, estimator in enumerate(model.estimators_):
-        nodes.add(tree, estimator.tree_, 1.0 / len(model.estimators_))
-    ensemble = helper.make_node("TreeEnsembleRegressor", ["wide"], ["sum"], domain="ai.onnx.ml")
-    ensemble.attribute.extend(nodes.attributes())
-    graph = helper.make_graph(
-        [
-            helper.make_node("Cast", ["features"], ["wide"], to=TensorProto.DOUBLE),
-            ensemble,
-            helper.make_node("Cast", ["sum"], ["narrow"], to=TensorProto.FLOAT),
-            # Rounding may take the sum past 1 in the last bit.
-            helper.make_node("Clip", ["narrow", "low", "high"], ["probabilities"]),
-        ],
-        "rf",
-        [helper.make_tensor_value_info("features", TensorProto.FLOAT, ["M", features])],
-        [helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["M", 1])],
-        [helper.make_tensor(n, TensorProto.FLOAT, [], [v]) for n, v in (("low", 0.0), ("high", 1.0))],
-    )
-    opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid("ai.onnx.ml", OPSET_ML)]
-    proto = helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="miso-qgis")
-    onnx.checker.check_model(proto)
-    return proto
-
-
-class _Nodes:
-    """The flat lists by which ONNX describes trees."""
-
-    def __init__(self) -> None:
-        self._lists: Dict[str, List[Any]] = {}
-
-    def _extend(self, name: str, values: Sequence[Any]) -> None:
-        self._lists.setdefault(name, []).extend(values)
-
-    def add(self, tree: int, structure: Any, weight: float) -> None:  # noqa: ANN401  # reason: scikit-learn's Tree
-        """Add one tree; ``weight`` is its share in the sum."""
-        count = structure.node_count
-        leaf = structure.children_left < 0
-        self._extend("nodes_treeids", [tree] * count)
-        self._extend("nodes_nodeids", range(count))
-        self._extend("nodes_modes", ["LEAF" if is_leaf else "BRANCH_LEQ" for is_leaf in leaf])
-        self._extend("nodes_featureids", np.where(leaf, 0, structure.feature).tolist())
-        self._extend("nodes_values", np.where(leaf, 0.0, structure.threshold).tolist())
-        self._extend("nodes_truenodeids", np.where(leaf, 0, structure.children_left).tolist())
-        self._extend("nodes_falsenodeids", np.where(leaf, 0, structure.children_right).tolist())
-        shares = structure.value[:, 0, :]
-        present = shares[:, 1] / shares.sum(axis=1)
-        leaves = np.flatnonzero(leaf)
-        self._extend("target_treeids", [tree] * leaves.size)
-        self._extend("target_nodeids", leaves.tolist())
-        self._extend("target_ids", [0] * leaves.size)
-        self._extend("target_weights", (present[leaves] * weight).tolist())
-
-    def attributes(self) -> List[onnx.AttributeProto]:
-        """Return the attributes of the ONNX node; thresholds and shares as float64."""
-        made = []
-        for name, values in self._lists.items():
-            if name in ("nodes_values", "target_weights"):
-                tensor = helper.make_tensor(name, TensorProto.DOUBLE, [len(values)], values)
-                made.append(helper.make_attribute(f"{name}_as_tensor", tensor))
-            else:
-                made.append(helper.make_attribute(name, values))
-        made += [helper.make_attribute("n_targets", 1), helper.make_attribute("aggregate_function", "SUM")]
-        return [*made, helper.make_attribute("post_transform", "NONE")]
-
-
 def predict_out_of_fold(
     names: Sequence[str],
     split_names: Sequence[str],
@@ -292,7 +213,7 @@ def ship_forest(folder: Path, seed: int) -> Settings:
     stack, points, cells = cpcrw.load_stack(), cpcrw.load_observations(seed), cpcrw.load_open_cells()
     table = FeatureMap(stack, coordinates=False)
     model, settings = fit_baseline(BASELINES["rf"], table, points, seed)
-    content = export_forest(model, len(table.names)).SerializeToString()
+    content = export_forest(model, 2).SerializeToString(deterministic=True)
     features = table.at(cells)
     (found,) = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"]).run(
         None, {"features": features}

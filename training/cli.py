@@ -12,12 +12,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Callable, List, Optional, Tuple
 
-from miso_qgis.engine.errors import MisoError
+from miso_qgis.engine.errors import InputError, MisoError
 
 from .splits import SPLITS
 
 if TYPE_CHECKING:
     from .bundled import Workshop
+    from .dataset import Dataset
+    from .readers_report import ReadReport
+    from .sites import Sites
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PREDICTIONS = REPOSITORY / "runs" / "predictions"
@@ -44,15 +47,34 @@ def _sample(arguments: Arguments) -> int:
 
 
 def _simulate_arguments(parser: Parser) -> None:
-    parser.add_argument("--out", type=Path, required=True, help="folder for dem.tif and nlcd.tif")
+    parser.add_argument("--out", type=Path, required=True, help="folder for dem.tif and nlcd.tif; --alaska: a new one")
     parser.add_argument("--seed", type=int, default=1, help="seed of the landscape (default 1)")
+    parser.add_argument("--alaska", action="store_true", help="10 m landscape with 19 channels, surveys and truth")
+    parser.add_argument("--side-km", type=float, help="side of the --alaska landscape (default 20)")
 
 
 def _simulate(arguments: Arguments) -> int:
+    if arguments.alaska:
+        return _simulate_alaska(arguments)
     from . import simulation
 
+    if arguments.side_km is not None:
+        raise InputError("Option --side-km", "the small valley has one size.", "", "Add --alaska, or leave it out.")
     paths = simulation.simulate_valley(arguments.out, arguments.seed)
     print(f"{simulation.SENTENCE}\nIn {arguments.out}: {', '.join(path.name for path in paths.values())}")
+    return 0
+
+
+def _simulate_alaska(arguments: Arguments) -> int:
+    from . import simulated_alaska as alaska
+
+    settings = alaska.Settings(arguments.seed, 20.0 if arguments.side_km is None else arguments.side_km)
+    summary = alaska.simulate_alaska(arguments.out, settings, _say)
+    sites = summary["sites"]
+    print(
+        f"{alaska.SENTENCE}\nIn {arguments.out}: {alaska.README} says what; {sites['all']} sites, "
+        f"{sites['with_nsp']} with NSP, {sites['with_soil_order']} with a soil order."
+    )
     return 0
 
 
@@ -71,31 +93,77 @@ def _baselines(arguments: Arguments) -> int:
 
 
 def _random_forest_arguments(parser: Parser) -> None:
-    parser.add_argument("--out", type=Path, default=MODEL_FOLDER, help="model folder that gets rf_nsp.onnx")
-    parser.add_argument("--seed", type=int, default=1, help="seed of the sample and the forest (default 1)")
+    parser.add_argument(
+        "--out", type=Path, help="model folder (default models/cpcrw; with --dataset the folder model of the run)"
+    )
+    parser.add_argument("--seed", type=int, default=1, help="seed of the sample, folds and forests (default 1)")
+    _dataset_forest_arguments(parser)
 
 
 def _random_forest(arguments: Arguments) -> int:
+    if getattr(arguments, "dataset", None) is not None:
+        return _dataset_forest(arguments)
     from . import baselines
 
-    settings = baselines.ship_forest(arguments.out, arguments.seed)
-    print(f"{arguments.out / 'rf_nsp.onnx'}: {baselines.TREES} trees, {settings}")
+    out = arguments.out or MODEL_FOLDER
+    settings = baselines.ship_forest(out, arguments.seed)
+    print(f"{out / 'rf_nsp.onnx'}: {baselines.TREES} trees, {settings}")
     return 0
 
 
 def _evaluate_arguments(parser: Parser) -> None:
-    parser.add_argument("--predictions", type=Path, default=PREDICTIONS, help="folder of the out-of-fold predictions")
+    parser.add_argument(
+        "runs",
+        nargs="*",
+        type=Path,
+        metavar="RUN",
+        help="run folders to report on; none: the watershed's protocol section",
+    )
+    parser.add_argument("--predictions", type=Path, default=PREDICTIONS, help="folder of the protocol's predictions")
     parser.add_argument("--document", type=Path, default=VALIDATION, help="page whose results section is written")
     parser.add_argument("--result", type=Path, default=EVALUATION, help="JSON file with all figures, curves included")
+    report = parser.add_argument_group("report of runs")
+    report.add_argument("--out", type=Path, help="folder for the report (default: report, in the first run)")
+    report.add_argument(
+        "--polygons", action="append", default=[], metavar="FILE", help="polygon layer; may be repeated"
+    )
+    report.add_argument(
+        "--name-field", action="append", default=[], metavar="NAME", help="its field of names, in order"
+    )
+    report.add_argument("--maps", type=Path, metavar="FOLDER", help="folder with probability maps of both models")
+    report.add_argument("--dataset", type=Path, help="dataset.json of the training area, for the model card")
+    report.add_argument("--recall", type=float, help="recall of the equal-recall thresholds (default: MISO's at 0.5)")
+    report.add_argument("--draws", type=int, default=1000, help="bootstrap draws (default 1000)")
+    report.add_argument("--places", choices=("points", "map"), default="points", help="places of the watershed's runs")
 
 
 def _evaluate(arguments: Arguments) -> int:
     from . import evaluate
 
+    if arguments.runs:
+        return _report(arguments)
     result = evaluate.evaluate(arguments.predictions, note=_say)
     evaluate.save_result(result, arguments.result)
     evaluate.write_section(arguments.document, evaluate.markdown(result))
     print(f"Written: {arguments.document} (results section), {arguments.result}")
+    return 0
+
+
+def _report(arguments: Arguments) -> int:
+    from . import report
+
+    names = [*arguments.name_field, *[None] * (len(arguments.polygons) - len(arguments.name_field))]
+    request = report.Request(
+        runs=tuple(arguments.runs),
+        polygons=tuple(zip(arguments.polygons, names)),
+        maps=arguments.maps,
+        dataset=arguments.dataset,
+        recall=arguments.recall,
+        draws=arguments.draws,
+        places=arguments.places,
+    )
+    written = report.write(report.make(request, _say), arguments.out or arguments.runs[0] / "report")
+    print(f"Written: {', '.join(map(str, written))}")
     return 0
 
 
@@ -193,6 +261,167 @@ def _bundle(arguments: Arguments) -> int:
     return 0
 
 
+def _source_arguments(parser: Parser) -> None:
+    parser.add_argument("source", type=Path, help="file of observations, or dataset.json (or its folder)")
+    parser.add_argument("--columns", nargs="+", default=[], metavar="FIELD=COLUMN", help="columns with other names")
+    parser.add_argument("--crs", default="", help="CRS of x and y (or of lon and lat)")
+
+
+def _observed(arguments: Arguments, values: bool = False) -> Tuple[Sites, ReadReport, Optional[Dataset]]:
+    from miso_qgis.engine.errors import InputError
+
+    from . import readers
+    from .dataset import FILE, ObservationFile, read_dataset
+
+    source: Path = arguments.source
+    if source.is_dir() or source.name == FILE:
+        dataset = read_dataset(source)
+        return (*readers.read_observations(dataset, values=values), dataset)
+    wrong = [text for text in arguments.columns if not all(text.partition("="))]
+    if wrong:
+        raise InputError("--columns", f'"{wrong[0]}" names no column.', "FIELD=COLUMN is needed, such as nsp=pf1m.")
+    columns = {field: column for field, _, column in (text.partition("=") for text in arguments.columns)}
+    return (*readers.read_files([ObservationFile(str(source), columns, arguments.crs)]), None)
+
+
+def _observations_arguments(parser: Parser) -> None:
+    _source_arguments(parser)
+    parser.add_argument("--values", action="store_true", help="look up a dataset's rasters at every site (slow)")
+    parser.add_argument("--json", type=Path, help="write the report to this file as well")
+    parser.add_argument("--out", type=Path, help="write the sites that are kept to this CSV")
+
+
+def _observations(arguments: Arguments) -> int:
+    import json
+
+    from . import readers
+
+    sites, report, _ = _observed(arguments, arguments.values)
+    print(report)
+    if arguments.json is not None:
+        arguments.json.write_text(json.dumps(report.json(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    if arguments.out is not None:
+        readers.write_sites(sites, arguments.out)
+    return 0
+
+
+def _splits_arguments(parser: Parser) -> None:
+    _source_arguments(parser)
+    parser.add_argument("--out", type=Path, required=True, help="folder for pictures, split files and splits.json")
+    names = ("random", "SH-1km", "SH-10km", "kNNDM")
+    parser.add_argument("--splits", nargs="*", default=list(names), choices=names, help="which (default all)")
+    parser.add_argument("--released", nargs="+", type=Path, default=[], help="released split files to read as well")
+    parser.add_argument("--folds", type=int, default=5, help="number of folds (default 5)")
+    parser.add_argument("--seed", type=int, default=1, help="seed of the dealing (default 1)")
+
+
+def _splits(arguments: Arguments) -> int:
+    from . import split_pictures
+
+    sites, report, dataset = _observed(arguments)
+    print(f"{report.kept} of {report.records} records kept (python -m training observations says why).")
+    title = arguments.source.stem if dataset is None else dataset.title
+    if dataset is not None and dataset.simulated:
+        title += " (simulated)"
+    _, result = split_pictures.describe_splits(
+        sites,
+        arguments.out,
+        title,
+        dataset,
+        arguments.splits,
+        arguments.released,
+        arguments.folds,
+        arguments.seed,
+    )
+    print(f"{split_pictures.as_text(result)}\nWritten: {arguments.out}")
+    return 0
+
+
+def _tiles_arguments(parser: Parser) -> None:
+    parser.add_argument("folder", type=Path, help="folder with HDF5 tiles (AK050H48V07.h5, ...)")
+    parser.add_argument("--out", type=Path, required=True, help="folder for GeoTIFFs, mosaics and inputs.json")
+    parser.add_argument("--bands", nargs="+", default=[], help="names of the channels, where there are not 9 or 10")
+    parser.add_argument("--nodata", nargs="+", type=float, default=[], help="more values that mean missing data")
+    parser.add_argument("--pixels", type=int, default=5000, help="rows and columns of a tile (default 5000)")
+
+
+def _tiles(arguments: Arguments) -> int:
+    from . import tiles
+
+    mosaics = tiles.convert(
+        arguments.folder, arguments.out, pixels=arguments.pixels, bands=arguments.bands, nodata=arguments.nodata
+    )
+    for mosaic in mosaics:
+        print(f"Written: {mosaic.path}, {len(mosaic.tiles)} tiles, bands {', '.join(mosaic.product.inputs)}")
+    print(f"Written: {arguments.out / 'inputs.json'}: bounds, inputs, sources and groups for a dataset.json there")
+    return 0
+
+
+def _osd_arguments(parser: Parser) -> None:
+    parser.add_argument("archive", type=Path, help="tar archive or folder of official soil series descriptions")
+    parser.add_argument("--out", type=Path, required=True, help="CSV of observations to write")
+
+
+def _osd(arguments: Arguments) -> int:
+    from . import osd
+
+    found = osd.read_archive(arguments.archive)
+    osd.write_table(found, arguments.out)
+    print(f"{osd.summary(found)}\nWritten: {arguments.out}")
+    return 0
+
+
+def _dataset_forest_arguments(parser: Parser) -> None:
+    group = parser.add_argument_group("on a dataset, in place of the bundled watershed")
+    group.add_argument("--dataset", type=Path, metavar="FILE", help="dataset.json, or its folder")
+    group.add_argument("--run", type=Path, metavar="R", help="run folder that gets the out-of-fold predictions")
+    group.add_argument("--task", nargs="+", default=[], help="nsp, soil_order (default: those of the dataset)")
+    group.add_argument("--split", nargs="+", default=["random", "blocks"], help="splits (default random blocks)")
+    group.add_argument(
+        "--search", type=int, default=0, metavar="N", help="settings to try by random search; 0: the paper's (default)"
+    )
+    group.add_argument("--score", default="", help="of the search: pr_auc, log_loss, macro_f1 (default by task)")
+    group.add_argument(
+        "--buffer", type=float, nargs="+", default=[50.0], metavar="M", help="radii of the disc means, m (default 50)"
+    )
+    group.add_argument("--no-coordinates", action="store_true", help="leave x and y out of the features")
+    group.add_argument("--trees", type=int, default=253, help="without a search (default 253)")
+    group.add_argument("--leaf", type=int, default=1, help="sites per leaf at least, without a search (default 1)")
+    group.add_argument("--leaf-bits", type=int, help="round the exported leaf values to this many bits (default exact)")
+    group.add_argument(
+        "--threshold-bits", type=int, help="round the exported thresholds to this many bits (default exact)"
+    )
+    group.add_argument("--jobs", type=int, default=1, help="processor threads (default 1)")
+
+
+def _dataset_forest(arguments: Arguments) -> int:
+    from . import forest_run
+    from .dataset import read_dataset
+    from .forest import Recipe
+    from .forest_export import Compression
+    from .forest_fit import ForestSettings
+    from .forest_search import Search
+
+    if arguments.run is None:
+        needed = "A folder for the out-of-fold predictions is needed."
+        raise InputError("Run folder", "none is given.", needed, "Add --run FOLDER.")
+    recipe = Recipe(
+        buffers_m=tuple(arguments.buffer),
+        coordinates=not arguments.no_coordinates,
+        settings=ForestSettings(trees=arguments.trees, min_samples_leaf=arguments.leaf),
+        search=Search(iterations=arguments.search, score=arguments.score) if arguments.search > 0 else None,
+        compression=Compression(arguments.leaf_bits, arguments.threshold_bits),
+        seed=arguments.seed,
+        jobs=arguments.jobs,
+    )
+    out = arguments.out or arguments.run / "model"
+    written = forest_run.run(
+        read_dataset(arguments.dataset), arguments.run, out, recipe, arguments.task, arguments.split, _say
+    )
+    print("\n".join(str(path) for path in written))
+    return 0
+
+
 def _conformance_arguments(parser: Parser) -> None:
     parser.add_argument("file", type=Path, nargs="+", help="file of vectors (.npz) that the released code wrote")
     parser.add_argument("--threads", type=int, default=1, help="processor threads (default 1)")
@@ -251,9 +480,14 @@ def _say(text: str) -> None:
 # Name, help, arguments, step.
 STEPS: List[Tuple[str, str, Callable[[Parser], None], Callable[[Arguments], int]]] = [
     ("sample", "prepare the demo's rasters: the watershed, else the simulated valley", _sample_arguments, _sample),
-    ("simulate", "make the simulated valley", _simulate_arguments, _simulate),
+    ("simulate", "make the simulated valley, or a simulated Alaska", _simulate_arguments, _simulate),
     ("baselines", "predict the protocol's folds with forests and logistic regression", _protocol_arguments, _baselines),
-    ("evaluate", "make the protocol's tables and curves from stored predictions", _evaluate_arguments, _evaluate),
+    (
+        "evaluate",
+        "report on runs, or make the protocol's tables from stored predictions",
+        _evaluate_arguments,
+        _evaluate,
+    ),
     ("shift", "compare the parts of the watershed, and features on them", _shift_arguments, _shift),
     ("miso", "predict the protocol's folds with MISO", _miso_arguments, _miso),
     ("pretrain", "pretrain the bundled networks on covariates alone", _run_arguments, _pretrain),
@@ -261,6 +495,10 @@ STEPS: List[Tuple[str, str, Callable[[Parser], None], Callable[[Arguments], int]
     ("export", "write the model folder from trained networks", _export_arguments, _export),
     ("bundle", "make the bundled model: random-forest, train, export", _export_arguments, _bundle),
     ("random-forest", "fit and export the bundled Random Forest", _random_forest_arguments, _random_forest),
+    ("observations", "read observations and report what was dropped and why", _observations_arguments, _observations),
+    ("splits", "make spatial folds, their maps and distance curves", _splits_arguments, _splits),
+    ("tiles", "convert HDF5 tiles to mosaics that a dataset reads", _tiles_arguments, _tiles),
+    ("osd", "parse official soil series descriptions into observations", _osd_arguments, _osd),
     ("conformance", "compare our code with vectors of the released code", _conformance_arguments, _conformance),
     (
         "import-released",

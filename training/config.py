@@ -74,7 +74,7 @@ class SizeConfig:
             50 m rasters, so pixels of 10 m hold nothing that 40 m cells do not.
         patch_px: Side of a token of the first stage; a multiple of ``cell_px``.
         channels: Width of the first stage; it doubles from stage to stage.
-        depths: Attention blocks per stage.
+        depths: Attention blocks per stage; a stage of 0 hands its embedded tokens on.
         head_channels: Width of one attention head.
         attention_window: Side of Swin's attention window, in tokens.
         expansion: Width of a block's MLP over the block's own width.
@@ -84,6 +84,8 @@ class SizeConfig:
         embedding: D, the width of all embeddings.
         frequencies: L of the geographic encoding.
         dropout: Share of embedding entries dropped before each mapper in training.
+        offset_gain: Factor of the offset in implicit functions. Where the rasters hold nothing finer than a token, what
+            a function makes of the offset is a ripple of the tokens' period; a small factor lets it learn that slowly.
     """
 
     window_px: int = 256
@@ -100,6 +102,7 @@ class SizeConfig:
     embedding: int = 64
     frequencies: int = 10
     dropout: float = 0.0
+    offset_gain: float = 1.0
     implicit_widths_by_stage: Tuple[Tuple[int, int], ...] = ()
 
     def __post_init__(self) -> None:

@@ -115,10 +115,10 @@ class GridImplicit(nn.Module):
         self.token_px, self.tokens = function.token_px, function.tokens
         self.is_released = function.offset_convention == RELEASED
         # The released form swaps the axes: a row's coordinate is in the second offset, in units of 1 / tokens.
-        first, second = (1, 0) if self.is_released else (0, 1)
-        scale = float(self.tokens) if self.is_released else 1.0
-        self.row_part = nn.Parameter(function.offset.weight[:, first].detach() * scale)  # (h1,)
-        self.column_part = nn.Parameter(function.offset.weight[:, second].detach() * scale)
+        row, column = (1, 0) if self.is_released else (0, 1)
+        gain = function.offset_gain * (float(self.tokens) if self.is_released else 1.0)
+        parts = function.offset.weight.detach() * gain  # (h1, 2)
+        self.row_part, self.column_part = nn.Parameter(parts[:, row].clone()), nn.Parameter(parts[:, column].clone())
         self.middle = function.middle
         weight, bias = function.merged()
         self.weight, self.bias = nn.Parameter(weight.detach()), nn.Parameter(bias.detach())

@@ -132,12 +132,14 @@ class ImplicitFunction(nn.Module):
         embedding: int,
         token_px: float,
         tokens: int,
+        offset_gain: float = 1.0,
         offset_convention: str = PAPER,
     ) -> None:
         super().__init__()
         if offset_convention not in (PAPER, RELEASED):
             raise ValueError(f"offset convention {offset_convention!r} is neither {PAPER!r} nor {RELEASED!r}")
-        self.token_px, self.tokens, self.offset_convention = token_px, tokens, offset_convention
+        self.token_px, self.tokens, self.offset_gain = token_px, tokens, offset_gain
+        self.offset_convention = offset_convention
         self.cell = nn.Linear(channels, widths[0])  # first linear of f, the part that sees z_t (and its bias)
         self.offset = nn.Linear(2, widths[0], bias=False)  # first linear of f, the part that sees x_q - v_t
         self.middle = nn.Linear(widths[0], widths[1])
@@ -164,7 +166,7 @@ class ImplicitFunction(nn.Module):
         flat = (around.row[..., :, None] * self.tokens + around.column[..., None, :]).flatten(1)  # (N, Q * 4)
         near = torch.gather(cells, 1, flat[..., None].expand(-1, -1, cells.shape[-1]))
         near = near.reshape(*rows.shape, 2, 2, cells.shape[-1])  # (N, Q, 2, 2, h1)
-        value = self.last(torch.relu(self.middle(torch.relu(near + self.offset(around.offset)))))
+        value = self.last(torch.relu(self.middle(torch.relu(near + self.offset(around.offset * self.offset_gain)))))
         blended = (value * around.weight[..., None]).sum(dim=(-3, -2))
         normed: Tensor = self.norm(self.output(blended))
         return normed
@@ -174,7 +176,7 @@ class ImplicitFunction(nn.Module):
 
         Only the released form has such a part: the paper's offsets are counted from the nearest tokens.
         """
-        scaled = released_centres(self.tokens)[:, None] * float(self.tokens)
+        scaled = released_centres(self.tokens)[:, None] * (float(self.tokens) * self.offset_gain)
         row, column = -scaled * self.offset.weight[:, 0], -scaled * self.offset.weight[:, 1]
         return row[:, None, :], column[None, :, :]
 

@@ -80,6 +80,7 @@ class Branch(nn.Module):
                 size.embedding,
                 released_window_px / size.tokens(stage) if released_window_px else float(size.patch_px * 2**stage),
                 size.tokens(stage),
+                size.offset_gain,
                 RELEASED if released_window_px else PAPER,
             )
             for stage in range(len(size.depths))

@@ -13,7 +13,7 @@ from qgis.core import (
     QgsProcessingParameterRasterLayer,
 )
 
-from ..application.inputs import layer_problem, source_path
+from ..application.inputs import is_simulated, layer_problem, source_path
 from ..application.jobs import (
     NSP_DIFFERENCE,
     NSP_DISAGREEMENT,
@@ -131,7 +131,8 @@ class CompareAlgorithm(MisoAlgorithm):
             paths.values(),
             feedback,
         )
-        self.finish_layers(result_layers(paths, threshold_text(*thresholds), percent=False), context)
+        simulated = is_simulated(self._first.path) or is_simulated(self._second.path)
+        self.finish_layers(result_layers(paths, threshold_text(*thresholds), False, simulated), context)
         keys = {
             NSP_DISAGREEMENT: self.OUTPUT_DISAGREEMENT,
             NSP_DIFFERENCE: self.OUTPUT_DIFFERENCE,

@@ -30,10 +30,14 @@ from ..application.areas import write_area
 from ..application.folders import DEFAULT_MODEL, model_folder
 from ..application.inputs import match_inputs
 from ..application.jobs import (
+    DOMINANT_MISO,
+    DOMINANT_RF,
     MODELS,
     NSP_DISAGREEMENT,
     NSP_MISO,
     NSP_RF,
+    ORDER_MISO,
+    ORDER_RF,
     PROVIDERS,
     SUMMARY,
     model_problems,
@@ -56,12 +60,15 @@ def crs_text(crs: QgsCoordinateReferenceSystem) -> str:
 
 
 class PredictAlgorithm(MisoAlgorithm):
-    """Predicts near-surface permafrost with MISO and Random Forest on one grid."""
+    """Predicts near-surface permafrost and soil orders with MISO and Random Forest on one grid."""
 
     NAME = "predict"
     TITLE = "Predict soil layers"
-    BRIEF = "Maps the probability of near-surface permafrost with MISO and with Random Forest on the same grid."
-    TAGS = ("predict", "probability", "onnx", "random forest", "disagreement", "nsp")
+    BRIEF = (
+        "Maps the probability of near-surface permafrost, and of soil orders where the model has them, with MISO and "
+        "with Random Forest on the same grid."
+    )
+    TAGS = ("predict", "probability", "onnx", "random forest", "disagreement", "nsp", "soil order", "gelisols")
 
     MODEL, DEM, LAYERS, AOI, CRS = "MODEL", "DEM", "LAYERS", "AOI", "CRS"
     RESOLUTION, WHICH, THRESHOLD, PERCENT, PROVIDER = "RESOLUTION", "MODELS", "THRESHOLD", "PERCENT", "PROVIDER"
@@ -69,6 +76,10 @@ class PredictAlgorithm(MisoAlgorithm):
         NSP_MISO: "OUTPUT_NSP_MISO",
         NSP_RF: "OUTPUT_NSP_RF",
         NSP_DISAGREEMENT: "OUTPUT_DISAGREEMENT",
+        DOMINANT_MISO: "OUTPUT_DOMINANT_MISO",
+        DOMINANT_RF: "OUTPUT_DOMINANT_RF",
+        ORDER_MISO: "OUTPUT_SOIL_ORDER_MISO",
+        ORDER_RF: "OUTPUT_SOIL_ORDER_RF",
         SUMMARY: "OUTPUT_SUMMARY",
     }
 
@@ -82,7 +93,10 @@ class PredictAlgorithm(MisoAlgorithm):
             "A pixel where any needed input has no data is nodata in every result. Probabilities are float32 "
             "from 0 to 1 with "
             "nodata -9999. The layer of agreement has the classes 0 neither, 1 RF only, 2 MISO only, 3 both.",
-            "The bundled model was trained in one watershed of interior Alaska. Its model card says where it "
+            "A model of soil orders gives a raster with one band of probability per order, and the most probable "
+            "order: 1 Andisols, 2 Entisols, 3 Gelisols, 4 Histosols, 5 Inceptisols, 6 Mollisols, 7 Spodosols, "
+            "255 no data. Results that the model does not give are left out.",
+            "The bundled model cpcrw was trained in one watershed of interior Alaska. Its model card says where it "
             "must not be used.",
         ]
 
@@ -97,6 +111,21 @@ class PredictAlgorithm(MisoAlgorithm):
         ):
             self.add(
                 QgsProcessingParameterRasterDestination(self.OUTPUTS[key], self.tr(title), optional=True),
+                help_text,
+            )
+        dominant = "GeoTIFF with the most probable order (codes 1 to 7, nodata 255), from a model of soil orders."
+        seven = "GeoTIFF with seven bands of probability, described by order, from a model of soil orders."
+        for key, title, help_text in (
+            (DOMINANT_MISO, "Most probable soil order (MISO)", dominant),
+            (DOMINANT_RF, "Most probable soil order (Random Forest)", dominant),
+            (ORDER_MISO, "Soil order probabilities (MISO)", seven),
+            (ORDER_RF, "Soil order probabilities (Random Forest)", seven),
+        ):
+            # Not made by default: most models do not have them.
+            self.add(
+                QgsProcessingParameterRasterDestination(
+                    self.OUTPUTS[key], self.tr(title), optional=True, createByDefault=False
+                ),
                 help_text,
             )
         self.add(
@@ -120,8 +149,8 @@ class PredictAlgorithm(MisoAlgorithm):
             "and SHA256SUMS.",
         )
         self.add(
-            QgsProcessingParameterRasterLayer(self.DEM, self.tr("Digital elevation model")),
-            "Raster file with elevations in metres in its first band.",
+            QgsProcessingParameterRasterLayer(self.DEM, self.tr("Digital elevation model"), optional=True),
+            "Raster file with elevations in metres in its first band. Models that derive terrain need it.",
         )
         self.add(
             QgsProcessingParameterMultipleLayers(
@@ -199,6 +228,7 @@ class PredictAlgorithm(MisoAlgorithm):
         dem = self.parameterAsRasterLayer(parameters, self.DEM, context)
         layers = self.parameterAsLayerList(parameters, self.LAYERS, context) or []
         match = match_inputs(manifest.inputs, dem, layers)
+        self._manifest = manifest
         problems = [*model_problems(manifest, self._models), *match.problems]
         if problems:
             raise problems_exception(problems)
@@ -209,6 +239,8 @@ class PredictAlgorithm(MisoAlgorithm):
             feedback.pushInfo(f'Layer "{layer}" is no input of this model and is not used.')
         if manifest.comparison:
             feedback.pushInfo(manifest.comparison)
+        if manifest.simulated:
+            feedback.pushWarning(self.tr("The model was trained on simulated data: its maps are not for decisions."))
         self._sources = match.sources
         return True
 
@@ -239,26 +271,30 @@ class PredictAlgorithm(MisoAlgorithm):
                 provider=PROVIDERS[self.parameterAsEnum(parameters, self.PROVIDER, context)],
             )
             self.run_engine(job, paths.values(), feedback)
-        self.finish_layers(result_layers(paths, threshold_text(threshold, threshold), percent), context)
+        text = threshold_text(threshold, threshold)
+        self.finish_layers(result_layers(paths, text, percent, self._manifest.simulated), context)
         return {self.OUTPUTS[key]: path for key, path in paths.items()}
 
     def _output_paths(
         self, parameters: Dict[str, Any], context: QgsProcessingContext, feedback: QgsProcessingFeedback
     ) -> Dict[str, str]:
-        possible = result_keys(self._models)
+        possible = result_keys(self._manifest, self._models)
         paths: Dict[str, str] = {}
         for key, name in self.OUTPUTS.items():
             if key != SUMMARY and key not in possible:
                 # Resolving the parameter would make Processing wait for a file that nobody writes.
                 if parameters.get(name):
-                    feedback.pushInfo(self.tr("{} is left out: it needs a model that was not chosen.").format(name))
+                    feedback.pushInfo(self.tr("{} is left out: the chosen models do not give it.").format(name))
                 continue
             resolve = self.parameterAsFileOutput if key == SUMMARY else self.parameterAsOutputLayer
             path = resolve(parameters, name, context)
             if path:
                 paths[key] = path
         if not paths:
-            raise QgsProcessingException(self.tr("Results: none is asked for. Choose at least one output."))
+            names = ", ".join(name for key, name in self.OUTPUTS.items() if key in possible)
+            raise QgsProcessingException(
+                self.tr("Results: none is asked for that the model gives. Choose at least one of {}.").format(names)
+            )
         return paths
 
     def _area_file(

@@ -12,6 +12,7 @@ import os
 from dataclasses import dataclass
 from typing import Dict, List, Mapping, Optional, Sequence, Tuple
 
+from osgeo import gdal
 from qgis.core import QgsMapLayer, QgsRasterLayer
 
 from ..engine.errors import Problem
@@ -82,6 +83,16 @@ def layer_problem(layer: Optional[QgsMapLayer]) -> Optional[Problem]:
     return None
 
 
+def is_simulated(path: str) -> bool:
+    """Whether a result says that its model was trained on simulated data; False where it says nothing."""
+    # Whether GDAL raises or returns None is a setting of the whole process, which other plugins may change.
+    try:
+        dataset = gdal.Open(path)
+    except RuntimeError:
+        return False
+    return dataset is not None and dataset.GetMetadataItem("MISO_SIMULATED") == "yes"
+
+
 def source_path(layer: QgsMapLayer) -> str:
     """Return the path that GDAL opens, without QGIS's own additions to it."""
     return str(layer.source()).split("|", 1)[0]
@@ -109,9 +120,12 @@ def match_inputs(
 
     Args:
         inputs: The manifest's inputs.
-        dem: The layer for the input ``dem``, whatever its name; None looks for it among ``layers``.
+        dem: The layer for the input ``dem``, whatever its name; None looks for it among ``layers``. A model without
+            such an input takes it as one of ``layers``.
         layers: Further layers, matched by name.
     """
+    if dem is not None and DEM_INPUT not in inputs:
+        layers, dem = [dem, *layers], None
     sources: Dict[str, RasterSource] = {}
     names: Dict[str, str] = {}
     problems: List[Problem] = []

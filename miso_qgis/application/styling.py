@@ -2,7 +2,8 @@
 
 Colours are safe for colour-blind readers and the same in the panel, in the style files and in the figure. Probability
 has a fixed range, so that two maps can be compared by eye; lightness falls from pale to dark over it. The classes take
-their colours from Okabe and Ito (2008), the difference from ColorBrewer's PuOr, with its middle at 0.
+their colours from Okabe and Ito (2008), the difference from ColorBrewer's PuOr, with its middle at 0. Soil orders have
+the colours that soil maps give them (``engine/classes.py``), and those are not all apart for colour-blind readers.
 """
 
 from __future__ import annotations
@@ -27,9 +28,13 @@ from qgis.core import (
 )
 from qgis.PyQt.QtGui import QColor
 
+from ..engine.classes import SOIL_ORDER_COLOURS, class_codes
 from .folders import STYLES_FOLDER
 
 PROBABILITY, PERCENT, DISAGREEMENT, DIFFERENCE = "probability", "percent", "disagreement", "difference"
+ORDER_PROBABILITY, ORDER_PERCENT, DOMINANT = "soil_order_probability", "soil_order_percent", "soil_order_dominant"
+# Of the seven probabilities, the one that is drawn first: soils with permafrost.
+SHOWN_ORDER = "Gelisols"
 
 # Position in the range, colour: pale sand (thawed) to dark blue (frozen); CIELAB lightness 96, 86, 70, 51, 33, 17.
 _PROBABILITY_RAMP = (
@@ -46,7 +51,9 @@ _DIFFERENCE_RAMP = ((-1.0, "#b35806"), (-0.5, "#f1a340"), (0.0, "#f7f7f7"), (0.5
 _CLASSES = ((0, "#dddddd", "Neither"), (1, "#cc79a7", "RF only"), (2, "#e69f00", "MISO only"), (3, "#0072b2", "Both"))
 
 
-def _shaded(layer: QgsRasterLayer, items: List[QgsColorRampShader.ColorRampItem]) -> QgsSingleBandPseudoColorRenderer:
+def _shaded(
+    layer: QgsRasterLayer, items: List[QgsColorRampShader.ColorRampItem], band: int = 1
+) -> QgsSingleBandPseudoColorRenderer:
     lowest, highest = items[0].value, items[-1].value
     function = QgsColorRampShader(lowest, highest)
     function.setColorRampType(QgsColorRampShader.Type.Interpolated)
@@ -54,7 +61,7 @@ def _shaded(layer: QgsRasterLayer, items: List[QgsColorRampShader.ColorRampItem]
     function.setClip(False)
     shader = QgsRasterShader()
     shader.setRasterShaderFunction(function)
-    renderer = QgsSingleBandPseudoColorRenderer(layer.dataProvider(), 1, shader)
+    renderer = QgsSingleBandPseudoColorRenderer(layer.dataProvider(), band, shader)
     renderer.setClassificationMin(lowest)
     renderer.setClassificationMax(highest)
     return renderer
@@ -64,9 +71,25 @@ def _item(value: float, colour: str, label: str) -> QgsColorRampShader.ColorRamp
     return QgsColorRampShader.ColorRampItem(value, QColor(colour), label)
 
 
-def probability_renderer(layer: QgsRasterLayer, top: float = 1.0) -> QgsSingleBandPseudoColorRenderer:
+def probability_renderer(layer: QgsRasterLayer, top: float = 1.0, band: int = 1) -> QgsSingleBandPseudoColorRenderer:
     """Return the fixed ramp from 0 to ``top`` (1, or 100 for percent)."""
-    return _shaded(layer, [_item(v * top, colour, f"{v * top:g}") for v, colour in _PROBABILITY_RAMP])
+    return _shaded(layer, [_item(v * top, colour, f"{v * top:g}") for v, colour in _PROBABILITY_RAMP], band)
+
+
+def order_renderer(layer: QgsRasterLayer, top: float = 1.0) -> QgsSingleBandPseudoColorRenderer:
+    """Return the same ramp for the band of :data:`SHOWN_ORDER`, found by its description; else for the first band."""
+    bands = range(1, layer.bandCount() + 1)
+    shown = next((band for band in bands if layer.bandName(band).endswith(SHOWN_ORDER)), 1)
+    return probability_renderer(layer, top, shown)
+
+
+def dominant_renderer(layer: QgsRasterLayer) -> QgsPalettedRasterRenderer:
+    """Return the seven orders by their codes, 1 to 7 in alphabetical order."""
+    classes = [
+        QgsPalettedRasterRenderer.Class(code, QColor(*SOIL_ORDER_COLOURS[name]), name)
+        for name, code in class_codes(tuple(SOIL_ORDER_COLOURS)).items()
+    ]
+    return QgsPalettedRasterRenderer(layer.dataProvider(), 1, classes)
 
 
 def threshold_renderer(layer: QgsRasterLayer, threshold: float, top: float = 1.0) -> QgsSingleBandPseudoColorRenderer:
@@ -101,12 +124,15 @@ def difference_renderer(layer: QgsRasterLayer) -> QgsSingleBandPseudoColorRender
 
 
 def apply_style(layer: QgsRasterLayer, style: str) -> None:
-    """Give ``layer`` one of the four styles by its word."""
+    """Give ``layer`` one of the styles by its word."""
     renderers = {
         PROBABILITY: probability_renderer,
         PERCENT: lambda percent_layer: probability_renderer(percent_layer, 100.0),
         DISAGREEMENT: disagreement_renderer,
         DIFFERENCE: difference_renderer,
+        ORDER_PROBABILITY: order_renderer,
+        ORDER_PERCENT: lambda percent_layer: order_renderer(percent_layer, 100.0),
+        DOMINANT: dominant_renderer,
     }
     layer.setRenderer(renderers[style](layer))
     layer.triggerRepaint()
@@ -114,7 +140,7 @@ def apply_style(layer: QgsRasterLayer, style: str) -> None:
 
 def style_file(style: str) -> Path:
     """Return the shipped style file of a style."""
-    return STYLES_FOLDER / f"nsp_{style}.qml"
+    return STYLES_FOLDER / (f"{style}.qml" if style.startswith("soil_order_") else f"nsp_{style}.qml")
 
 
 def write_style_beside(result: Path, style: str) -> Optional[Path]:

@@ -252,8 +252,9 @@ def _add_predict(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "predict",
         help="predict soil layers",
         description="Predict soil layers by MISO and Random Forest on one grid, and where the two disagree. Writes "
-        "<task>_probability_<model>.tif, <task>_disagreement.tif (0 neither, 1 RF only, 2 MISO only, 3 both, 255 "
-        "nodata), <task>_difference.tif (MISO minus RF) and summary.json.",
+        "<task>_probability_<model>.tif, summary.json, and for permafrost <task>_disagreement.tif (0 neither, 1 RF "
+        "only, 2 MISO only, 3 both, 255 nodata) and <task>_difference.tif (MISO minus RF); for soil orders a band per "
+        "order and <task>_dominant_<model>.tif (codes 1 to 7 in alphabetical order, 255 nodata).",
     )
     predict.add_argument("--model", required=True, metavar="DIR", help="model folder")
     predict.add_argument(

@@ -98,12 +98,19 @@ def _layers(job: CompareJob) -> Dict[str, Layer]:
     tags = {
         "MISO_JOB": write_job(job),
         "MISO_VERSIONS": "; ".join(f"{name} {version}" for name, version in software_versions().items()),
+        "MISO_SIMULATED": "yes" if _is_simulated(job.first.path) or _is_simulated(job.second.path) else "no",
     }
     classes = f"0 neither, 1 {job.second_name} only, 2 {job.first_name} only, 3 both"
     layers = {"disagreement": Layer((classes,), "", "uint8", "MODE", DISAGREEMENT_COLOURS, tags)}
     if job.difference is not None:
         layers["difference"] = Layer((f"{job.first_name} minus {job.second_name}",), "1", tags=tags)
     return layers
+
+
+def _is_simulated(path: str) -> bool:
+    """Whether a map says that its model was trained on simulated data."""
+    with rasterio.open(path) as dataset:
+        return bool(dataset.tags().get("MISO_SIMULATED") == "yes")
 
 
 def _grid_of(info: RasterInfo) -> Grid:

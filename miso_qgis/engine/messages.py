@@ -38,7 +38,9 @@ class PredictJob:
         inputs: Raster of each model input, by the input's name in the manifest.
         output_dir: Folder of the results; made if missing.
         outputs: Paths of single results by key (``nsp_probability_miso``, ``nsp_probability_rf``,
-            ``nsp_disagreement``, ``nsp_difference``, ``summary``); the others get their usual name in ``output_dir``.
+            ``nsp_disagreement``, ``nsp_difference``, ``soil_order_probability_miso``, ``soil_order_probability_rf``,
+            ``soil_order_dominant_miso``, ``soil_order_dominant_rf``, ``summary``; those of the tasks that the model
+            has); the others get their usual name in ``output_dir``.
         aoi: Polygon file (GeoPackage, GeoJSON, Shapefile); None predicts wherever the inputs have data.
         aoi_name: What the area is called in the summary; None takes the file's path. For areas in a temporary file.
         aoi_layer: Layer of that file; None takes its only (or first) layer.

@@ -18,11 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .aoi import Aoi, read_aoi
+from .classes import class_codes, class_colour
 from .covariates import ChannelStack, common_extent, inspect_inputs, terrain_bytes
 from .errors import InputError, Problem
 from .forest import forest_features, halo_px
 from .grid import Grid, is_equal_area, parse_target_crs
-from .manifest import TERRAIN_PREFIX, Manifest
+from .manifest import TERRAIN_PREFIX, Manifest, TaskSpec
 from .messages import PredictJob, Result, write_job
 from .outputs import (
     BYTE_NODATA,
@@ -186,6 +187,9 @@ def _paths(job: PredictJob, manifest: Manifest, problems: List[Problem]) -> Dict
     """Return the path of every result, by key."""
     folder = Path(job.output_dir)
     keys = [f"{task}_probability_{model}" for task in manifest.tasks for model in _models_of(job, manifest, task)]
+    for task, spec in manifest.tasks.items():
+        if len(spec.classes) > 1:
+            keys += [f"{task}_dominant_{model}" for model in _models_of(job, manifest, task)]
     for task in _compared_tasks(job, manifest):
         keys += [f"{task}_disagreement", f"{task}_difference"]
     paths = {key: folder / f"{key}.tif" for key in keys}
@@ -228,10 +232,14 @@ def _layers(job: PredictJob, model: Model) -> Dict[str, Layer]:
     for task, spec in manifest.tasks.items():
         for name in _models_of(job, manifest, task):
             words = "MISO" if name == "miso" else "Random Forest"
-            descriptions = tuple(f"Probability of {label}, {words}" for label in spec.classes)
+            # Bands of several classes are called as the classes, so that they can be picked by name.
+            several = len(spec.classes) > 1
+            descriptions = spec.classes if several else (f"Probability of {spec.classes[0]}, {words}",)
             about = {**tags, "MISO_DEFINITION": spec.definition}
             unit, dtype = ("%", "uint8") if job.percent else ("1", "float32")
             layers[f"{task}_probability_{name}"] = Layer(descriptions, unit, dtype, tags=about)
+            if several:
+                layers[f"{task}_dominant_{name}"] = _dominant_layer(spec, words, about)
     for task in _compared_tasks(job, manifest):
         title = manifest.tasks[task].title
         classes = "0 neither, 1 RF only, 2 MISO only, 3 both"
@@ -239,6 +247,15 @@ def _layers(job: PredictJob, model: Model) -> Dict[str, Layer]:
         layers[f"{task}_disagreement"] = Layer((description,), "", "uint8", "MODE", DISAGREEMENT_COLOURS, tags)
         layers[f"{task}_difference"] = Layer((f"{title}: MISO minus Random Forest",), "1", tags=tags)
     return layers
+
+
+def _dominant_layer(spec: TaskSpec, words: str, tags: Mapping[str, str]) -> Layer:
+    """Return the layer of the most probable class."""
+    codes = class_codes(spec.classes)
+    legend = ", ".join(f"{code} {name}" for name, code in codes.items())
+    colours = {code: (*class_colour(name, code), 255) for name, code in codes.items()}
+    description = f"{spec.title}, most probable by {words}: {legend}"
+    return Layer((description,), "", "uint8", "MODE", {**colours, BYTE_NODATA: (0, 0, 0, 0)}, tags)
 
 
 class _Writers:
@@ -302,6 +319,52 @@ class _Step:
     skipped: int = 0
 
 
+class _Tally:
+    """The most probable class of each pixel of a task with several, and how much of the area each class has."""
+
+    def __init__(self, classes: Sequence[str]) -> None:
+        self._classes = classes
+        self._codes = class_codes(classes)
+        self._code_of = np.asarray([self._codes[name] for name in classes], np.uint8)  # output -> code
+        self._dominant: Dict[str, NDArray[np.int64]] = {}
+        self._expected: Dict[str, NDArray[np.float64]] = {}
+        self._same = 0
+
+    def add(self, predictions: Mapping[str, FloatArray], valid: BoolArray) -> Dict[str, NDArray[np.uint8]]:
+        """Count the pixels of a box and return each model's codes, (h, w), nodata where not valid.
+
+        Of equally probable classes, the first in the order of the manifest counts.
+        """
+        codes: Dict[str, NDArray[np.uint8]] = {}
+        for name, values in predictions.items():
+            best = values.argmax(axis=0)
+            codes[name] = np.where(valid, self._code_of[best], np.uint8(BYTE_NODATA))
+            found = np.bincount(best[valid], minlength=len(self._classes))
+            self._dominant[name] = self._dominant.get(name, np.zeros(len(self._classes), np.int64)) + found
+            total = values[:, valid].sum(axis=1, dtype=np.float64)
+            self._expected[name] = self._expected.get(name, np.zeros(len(self._classes))) + total
+        if len(codes) == 2:
+            first, second = codes.values()
+            self._same += int((first == second)[valid].sum())
+        return codes
+
+    def summary(self, hectares: float) -> Dict[str, Any]:
+        """Return areas by class; ``hectares`` is the area of a pixel."""
+
+        def areas(counts: NDArray[Any]) -> Dict[str, float]:
+            return {name: round(float(count) * hectares, 4) for name, count in zip(self._classes, counts)}
+
+        result: Dict[str, Any] = {
+            "codes": dict(self._codes),
+            "hectares_most_probable": {name: areas(counts) for name, counts in self._dominant.items()},
+            # The sum of the probabilities: what the model expects in all, rare classes included.
+            "hectares_expected": {name: areas(sums) for name, sums in self._expected.items()},
+        }
+        if len(self._dominant) == 2:
+            result["hectares_same_class"] = round(self._same * hectares, 4)
+        return result
+
+
 class _Run:
     """The walk over the area, and what it counts."""
 
@@ -327,6 +390,7 @@ class _Run:
         self.valid = self.nodata = self.masked = 0
         self._above: Dict[str, Dict[str, int]] = {}
         self._classes: Dict[str, NDArray[np.int64]] = {}
+        self._tallies: Dict[str, _Tally] = {}
         self._unseen: Dict[str, Dict[int, int]] = {}
         self._steps: Dict[str, Tuple[float, int]] = {}
         self._with_data: Optional[NDArray[np.int64]] = np.zeros(len(stack.channels), np.int64)
@@ -504,6 +568,10 @@ class _Run:
                 counts = self._above.setdefault(key, {})
                 for label, limit in self._limits(task, name).items():
                     counts[label] = counts.get(label, 0) + int((values[0][valid] >= limit).sum())
+        if len(self._manifest.tasks[task].classes) > 1:
+            tally = self._tallies.setdefault(task, _Tally(self._manifest.tasks[task].classes))
+            for name, codes in tally.add(predictions, valid).items():
+                self._writers.write(f"{task}_dominant_{name}", row, column, codes[None])
         if task in _compared_tasks(self._job, self._manifest):
             miso, rf = predictions["miso"], predictions["rf"]
             codes = 2 * (miso >= threshold).astype(np.uint8) + (rf >= threshold)
@@ -601,6 +669,7 @@ class _Run:
             "hectares_are_true_areas": is_equal_area(grid.crs),
             "probabilities": areas,
             "disagreement": {"threshold": self._job.threshold, "hectares": classes},
+            "classes": {task: tally.summary(hectares) for task, tally in self._tallies.items()},
             "window_disagreement": {task: total / count for task, (total, count) in self._steps.items() if count},
             "unseen_classes": {n: {str(c): k for c, k in sorted(v.items())} for n, v in self._unseen.items()},
             "out_of_range_values": dict(self._stack.masked_out_of_range),

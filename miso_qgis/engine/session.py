@@ -36,6 +36,8 @@ _CUDA = "CUDAExecutionProvider"
 _CPU = "CPUExecutionProvider"
 # CPU and GPU may differ by rounding; more than this is a fault of the installation.
 _PROVIDER_TOLERANCE = 1e-3
+# Rounding of several classes' probabilities; independent ones (sigmoid in place of softmax) miss 1 by far more.
+_SUM_TOLERANCE = 1e-2
 
 
 @dataclass(frozen=True)
@@ -388,6 +390,11 @@ class Model:
             found = f"it answers with values from {np.min(values):g} to {np.max(values):g}."
             raise RuntimeFailure(name, found, "Probabilities from 0 to 1 are needed.", "Export the model again.")
         np.clip(values, 0.0, 1.0, out=values)
+        if shape[1] > 1 and values.size:
+            worst = float(np.abs(values.sum(axis=1) - 1.0).max())
+            if worst > _SUM_TOLERANCE:
+                found = f"the probabilities of its {shape[1]} classes sum to 1 only within {worst:.2g}."
+                raise RuntimeFailure(name, found, "Classes that exclude one another are needed.", "Export it again.")
 
 
 def default_threads() -> int:

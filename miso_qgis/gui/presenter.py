@@ -24,7 +24,7 @@ from qgis.PyQt.QtCore import QObject, pyqtSignal
 from ..application.areas import write_area
 from ..application.engine_client import EngineCommand, EngineRun
 from ..application.engine_environment import engine_command
-from ..application.inputs import layer_problem, source_path
+from ..application.inputs import is_simulated, layer_problem, source_path
 from ..application.jobs import (
     MISO_MODEL,
     MODELS,
@@ -33,6 +33,7 @@ from ..application.jobs import (
     RF_MODEL,
     ResultLayer,
     make_folders,
+    marked,
     model_problems,
     result_layers,
     threshold_text,
@@ -178,8 +179,9 @@ class PanelPresenter(QObject):
         )
 
         def finish(result: Result) -> None:
-            layers = result_layers(result.outputs, threshold_text(threshold, threshold), request.percent)
-            self._add_layers(name, layers, request)
+            simulated, text = request.manifest.simulated, threshold_text(threshold, threshold)
+            layers = result_layers(result.outputs, text, request.percent, simulated)
+            self._add_layers(marked(name, simulated), layers, request)
 
         self._start(job, scratch, finish, folder)
 
@@ -197,7 +199,8 @@ class PanelPresenter(QObject):
         )
 
         def finish(result: Result) -> None:  # reason: the path was ours to choose
-            (layer,) = result_layers({NSP_DISAGREEMENT: str(path)}, text, percent=False)
+            simulated = any(is_simulated(source_path(each)) for each in (miso, rf))
+            (layer,) = result_layers({NSP_DISAGREEMENT: str(path)}, text, False, simulated)
             group = QgsProject.instance().layerTreeRoot().findLayer(miso.id())
             raster = self._load(layer, None)
             QgsProject.instance().addMapLayer(raster, False)
@@ -275,6 +278,8 @@ class PanelPresenter(QObject):
                 by_model[model] = layer
             # All but the probability by MISO start hidden: one map at a time can be read.
             added.append((layer, model == request.models[0]))
+        if added and not any(visible for _, visible in added):
+            added[0] = (added[0][0], True)  # a model without permafrost: the most probable soil order
         add_group(QgsProject.instance(), name, added)
         self.layers_added.emit(by_model)
 

@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 ENGINE = ROOT / "miso_qgis" / "engine"
 # Imported inside QGIS, where nothing is installed.
-SHARED = ("errors", "schema", "messages", "manifest", "progress")
+SHARED = ("errors", "schema", "messages", "manifest", "progress", "classes")
 MODULES = sorted(path.stem for path in ENGINE.glob("*.py") if path.stem not in ("__init__", "__main__"))
 
 

@@ -3,6 +3,9 @@
 The decoder looks up one channel at the queried pixels, so that a prediction is that channel's picture: a shift, flip or
 half pixel anywhere between file and map shows. The forest answers with its first feature. Both scale by ``scale`` and
 add ``offset``; missing values become 0, as a network would make of them something.
+
+A task of K > 1 classes answers with tents over that value: with t = value * (K - 1), class k has max(0, 1 - |t - k|),
+so that the classes sum to 1 and the most probable one is the nearest whole number to t (:func:`tents`).
 """
 
 from __future__ import annotations
@@ -34,6 +37,14 @@ WINDOW = WindowSpec(size_px=64, resolution_m=10.0, stride_px=40, decode_px=48, w
 LEGEND = {"41": "Deciduous forest", "42": "Evergreen forest", "52": "Shrub"}
 DEM = InputSpec("continuous", "Digital elevation model", "m", (-100.0, 6500.0), 10.0)
 NLCD = InputSpec("classes", "Land cover", legend=LEGEND)
+ORDERS = ("Andisols", "Entisols", "Gelisols", "Histosols", "Inceptisols", "Mollisols", "Spodosols")
+NSP = TaskSpec(
+    "Near-surface permafrost",
+    ("near-surface permafrost",),
+    "permafrost within 1 m",
+    thresholds={"miso": {"equal_recall": 0.4}, "rf": {"equal_recall": 0.6}},
+)
+SOIL_ORDER = TaskSpec("Soil order", ORDERS, "order of the soil")
 
 
 def manifest(window=WINDOW, *, terrain=False, forest_buffer_m=0.0, **changes):
@@ -55,19 +66,26 @@ def manifest(window=WINDOW, *, terrain=False, forest_buffer_m=0.0, **changes):
         simulated=True,
         inputs={"dem": DEM, "nlcd": NLCD},
         groups=tuple(groups),
-        tasks={
-            "nsp": TaskSpec(
-                "Near-surface permafrost",
-                ("near-surface permafrost",),
-                "permafrost within 1 m",
-                thresholds={"miso": {"equal_recall": 0.4}, "rf": {"equal_recall": 0.6}},
-            )
-        },
+        tasks={"nsp": NSP},
         window=window,
         terrain=TerrainSpec(10.0, (0.0, 1.0, 0.0, 1.0)) if terrain else None,
         forests={"nsp": ForestSpec("rf_nsp.onnx", (ForestFeature("elevation", forest_buffer_m), ForestFeature("x")))},
     )
     return replace(base, **changes)
+
+
+def two_tasks(**changes):
+    """The manifest of a model with both tasks and a forest for each."""
+    features = (ForestFeature("elevation"), ForestFeature("x"))
+    forests = {task: ForestSpec(f"rf_{task}.onnx", features) for task in ("nsp", "soil_order")}
+    return manifest(**{"tasks": {"nsp": NSP, "soil_order": SOIL_ORDER}, "forests": forests, **changes})
+
+
+def tents(values, classes):
+    """The answer of a task of several classes to values from 0 to 1: (classes, ...) that sum to 1."""
+    heights = np.asarray(values, np.float64) * (classes - 1)
+    numbers = np.arange(classes).reshape(-1, *[1] * heights.ndim)
+    return np.maximum(0.0, 1.0 - np.abs(heights - numbers))
 
 
 def constant(name, values, dtype=np.float32):
@@ -109,11 +127,32 @@ def encoder(spec):
     return model_bytes(nodes, inputs, outputs, [])
 
 
+def answers(spec, task, source, target, scale, offset, axes):
+    """Nodes that turn a value (N, 1, ...) into a task's answer (N, K, ...); ``axes`` is the number of axes."""
+    classes = len(spec.tasks[task].classes)
+    if classes == 1:
+        return to_probability(source, target, scale, offset, f"{task}_")
+    nodes, initializers = to_probability(source, f"{task}_value", scale, offset, f"{task}_")
+    numbers = np.arange(classes, dtype=np.float32).reshape(1, -1, *[1] * (axes - 2))
+    initializers += [
+        constant(f"{task}_steps", classes - 1.0),
+        constant(f"{task}_numbers", numbers),
+        constant(f"{task}_one", 1.0),
+    ]
+    steps = (
+        ("Mul", [f"{task}_value", f"{task}_steps"], f"{task}_height"),
+        ("Sub", [f"{task}_height", f"{task}_numbers"], f"{task}_off"),
+        ("Abs", [f"{task}_off"], f"{task}_distance"),
+        ("Sub", [f"{task}_one", f"{task}_distance"], f"{task}_tent"),
+        ("Relu", [f"{task}_tent"], target),
+    )
+    return [*nodes, *(helper.make_node(name, given, [made]) for name, given, made in steps)], initializers
+
+
 def decoder(spec, scale, offset):
     """Answers with the first channel at (floor(row), floor(column)); the other maps are named, not used."""
     size = spec.window.size_px
     first = f"{spec.groups[0].name}_map"
-    nodes, initializers = to_probability("picked", "nsp", scale, offset)
     pick = [
         helper.make_node("Slice", [first, "start", "stop", "axis"], ["channel"]),
         helper.make_node("Floor", ["rows"], ["row_floor"]),
@@ -123,19 +162,23 @@ def decoder(spec, scale, offset):
         helper.make_node("Gather", ["channel", "row"], ["of_rows"], axis=2),
         helper.make_node("Gather", ["of_rows", "column"], ["picked"], axis=3),
     ]
-    initializers += [constant("start", [0], np.int64), constant("stop", [1], np.int64), constant("axis", [1], np.int64)]
+    initializers = [constant("start", [0], np.int64), constant("stop", [1], np.int64), constant("axis", [1], np.int64)]
+    for task in spec.tasks:
+        nodes, more = answers(spec, task, "picked", task, scale, offset, 4)
+        pick, initializers = [*pick, *nodes], [*initializers, *more]
     inputs = [(f"{group.name}_map", ["N", len(group.channels), size, size]) for group in spec.groups]
     inputs += [("rows", ["R"]), ("columns", ["Q"])]
-    return model_bytes([*pick, *nodes], inputs, [("nsp", ["N", 1, "R", "Q"])], initializers)
+    outputs = [(task, ["N", len(about.classes), "R", "Q"]) for task, about in spec.tasks.items()]
+    return model_bytes(pick, inputs, outputs, initializers)
 
 
-def forest(spec, scale, offset):
+def forest(spec, scale, offset, task="nsp"):
     """Answers with the first feature."""
-    count = len(spec.forests["nsp"].features)
-    nodes, initializers = to_probability("first", "probabilities", scale, offset)
+    count, classes = len(spec.forests[task].features), len(spec.tasks[task].classes)
+    nodes, initializers = answers(spec, task, "first", "probabilities", scale, offset, 2)
     cut = helper.make_node("Slice", ["features", "start", "stop", "axis"], ["first"])
     initializers += [constant("start", [0], np.int64), constant("stop", [1], np.int64), constant("axis", [1], np.int64)]
-    return model_bytes([cut, *nodes], [("features", ["M", count])], [("probabilities", ["M", 1])], initializers)
+    return model_bytes([cut, *nodes], [("features", ["M", count])], [("probabilities", ["M", classes])], initializers)
 
 
 def write_sums(folder: Path) -> None:
@@ -151,9 +194,9 @@ def write_model(folder: Path, spec=None, *, scale=0.001, offset=0.0, rf_scale=No
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "encoder.onnx").write_bytes(encoder(spec))
     (folder / "decoder.onnx").write_bytes(decoder(spec, scale, offset))
-    if spec.forests:
+    for task in spec.forests:
         wanted = (scale if rf_scale is None else rf_scale, offset if rf_offset is None else rf_offset)
-        (folder / "rf_nsp.onnx").write_bytes(forest(spec, *wanted))
+        (folder / f"rf_{task}.onnx").write_bytes(forest(spec, *wanted, task))
     (folder / "MODEL_CARD.md").write_text("A model for tests.\n", encoding="utf-8")
     write_manifest(spec, folder)
     write_sums(folder)

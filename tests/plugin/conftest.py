@@ -140,6 +140,27 @@ def qgis_process(plugins, tmp_path_factory):
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory) -> Path:
     """A model folder whose answer is known: the probability by both models is the elevation / 1000 m."""
+    return write_tiny(tmp_path_factory, "manifest(simulated=False)", "rf_scale=0.001, rf_offset=0.05")
+
+
+# Elevations of the valley (300 to 480 m) become probabilities from 0 to 1, so that all orders occur.
+TWO_TASKS = "scale=0.0055, offset=-1.65, rf_scale=0.0055, rf_offset=-1.6"
+
+
+@pytest.fixture(scope="session")
+def two_task_model(tmp_path_factory) -> Path:
+    """A model folder with both tasks and a forest for each, said to be trained on simulated data."""
+    return write_tiny(tmp_path_factory, "two_tasks()", TWO_TASKS)
+
+
+@pytest.fixture(scope="session")
+def order_model(tmp_path_factory) -> Path:
+    """A model folder of soil orders alone, without a forest: what an imported checkpoint gives."""
+    made = "two_tasks(tasks={'soil_order': tiny_models.SOIL_ORDER}, forests={}, simulated=False)"
+    return write_tiny(tmp_path_factory, made, TWO_TASKS)
+
+
+def write_tiny(tmp_path_factory, manifest: str, options: str) -> Path:
     import subprocess
 
     python = REPOSITORY / ".venv" / "training" / "bin" / "python"
@@ -148,7 +169,7 @@ def tiny_model(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("model") / "tiny"
     code = (
         "import sys; sys.path[:0] = sys.argv[1:3]; from pathlib import Path; import tiny_models;"
-        "tiny_models.write_model(Path(sys.argv[3]), tiny_models.manifest(), rf_scale=0.001, rf_offset=0.05)"
+        f"tiny_models.write_model(Path(sys.argv[3]), tiny_models.{manifest}, {options})"
     )
     subprocess.run([python, "-c", code, REPOSITORY, REPOSITORY / "tests" / "engine", folder], check=True, timeout=120)
     return folder

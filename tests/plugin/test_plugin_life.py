@@ -13,7 +13,7 @@ from qgis.PyQt.QtCore import QCoreApplication, QEvent, QObject
 from qgis.PyQt.QtWidgets import QAction, QDockWidget
 
 GUI_SIDE = ("gui", "algorithms", "application")
-ENGINE_MODULES = {"errors", "messages", "manifest", "schema"}  # standard library only, both sides import them
+ENGINE_MODULES = {"errors", "manifest", "messages", "schema", "classes"}
 
 
 def sources(plugins, *folders):

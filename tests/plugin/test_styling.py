@@ -27,15 +27,55 @@ def raster(tmp_path):
     return write
 
 
-@pytest.mark.parametrize("style", [styling.PROBABILITY, styling.PERCENT, styling.DISAGREEMENT, styling.DIFFERENCE])
-def test_the_shipped_style_files_say_what_the_code_says(qgis_app, raster, style):
+ORDERS = ("Andisols", "Entisols", "Gelisols", "Histosols", "Inceptisols", "Mollisols", "Spodosols")
+STYLES = {
+    **dict.fromkeys((styling.PROBABILITY, styling.DIFFERENCE, styling.ORDER_PROBABILITY), gdal.GDT_Float32),
+    **dict.fromkeys((styling.PERCENT, styling.DISAGREEMENT, styling.ORDER_PERCENT, styling.DOMINANT), gdal.GDT_Byte),
+}
+
+
+def seven_bands(tmp_path, data_type, names=ORDERS):
+    path = str(tmp_path / "seven.tif")
+    dataset = gdal.GetDriverByName("GTiff").Create(path, 3, 3, 7, data_type)
+    for number, name in enumerate(names, 1):
+        dataset.GetRasterBand(number).SetDescription(name)
+    dataset = None
+    return path
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_the_shipped_style_files_say_what_the_code_says(qgis_app, tmp_path, style):
     """Change the colours in styling.py, then run development/styles.py."""
-    path = raster(np.zeros((3, 3)), gdal.GDT_Byte if style in ("percent", "disagreement") else gdal.GDT_Float32, 255)
+    path = seven_bands(tmp_path, STYLES[style])
     by_code, by_file = QgsRasterLayer(path, "code"), QgsRasterLayer(path, "file")
     styling.apply_style(by_code, style)
     _, loaded = by_file.loadNamedStyle(str(styling.style_file(style)))
     assert loaded
     assert look(by_file) == look(by_code)
+    band = 3 if style in (styling.ORDER_PROBABILITY, styling.ORDER_PERCENT) else 1
+    assert by_code.renderer().usesBands() == by_file.renderer().usesBands() == [band]
+
+
+def test_every_style_file_belongs_to_a_style(qgis_app):
+    files = {path.name for path in styling.STYLES_FOLDER.glob("*.qml")}
+    assert files == {styling.style_file(style).name for style in STYLES}
+
+
+def test_gelisols_are_found_by_their_name_wherever_their_band_is(qgis_app, tmp_path):
+    layer = QgsRasterLayer(seven_bands(tmp_path, gdal.GDT_Float32, ORDERS[::-1]), "x")
+    assert styling.order_renderer(layer).usesBands() == [5]
+    nameless = QgsRasterLayer(seven_bands(tmp_path, gdal.GDT_Float32, ("",) * 7), "x")
+    assert styling.order_renderer(nameless).usesBands() == [1]
+
+
+def test_orders_have_the_codes_of_the_contract_and_the_colours_of_soil_maps(qgis_app, raster):
+    layer = QgsRasterLayer(raster(np.zeros((3, 3)), gdal.GDT_Byte, 255), "x")
+    classes = {item.value: (item.label, item.color.getRgb()[:3]) for item in styling.dominant_renderer(layer).classes()}
+    assert {code: label for code, (label, _) in classes.items()} == dict(enumerate(ORDERS, 1))
+    # NRCS, map of global soil regions.
+    assert classes[1][1] == (255, 0, 197)
+    assert classes[3][1] == (102, 119, 205)
+    assert classes[7][1] == (194, 158, 215)
 
 
 def look(layer):

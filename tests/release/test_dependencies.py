@@ -12,7 +12,7 @@ from development.project import BUILD, ROOT
 
 PACKAGE = BUILD / "miso_qgis"
 # Of the engine, what QGIS's own Python may load: standard library only, imported by both sides.
-SHARED = {"errors", "messages", "manifest", "schema"}
+SHARED = {"errors", "messages", "manifest", "schema", "classes"}
 # May import of the plugin (engine: only the shared modules).
 ARROWS = {
     "application": {"application", "engine"},

@@ -16,6 +16,7 @@ from rasterio.transform import Affine  # noqa: E402
 from miso_qgis.engine.grid import Grid  # noqa: E402
 from miso_qgis.engine.manifest import TerrainSpec  # noqa: E402
 from training import baselines, cpcrw, metrics  # noqa: E402
+from training.forest_export import PARITY, export_forest  # noqa: E402
 from training.observations import Observations  # noqa: E402
 
 
@@ -64,7 +65,7 @@ def test_exported_forest_agrees_with_scikit_learn(stack, settings):
     points, others = _places(600, 1, stack), _places(900, 2, stack)
     table = baselines.FeatureMap(stack, coordinates=False)
     model = baselines.BASELINES["rf"].make(settings, 1, True).fit(table.at(points), points.label)
-    proto = baselines.export_forest(model, len(table.names))
+    proto = export_forest(model, 2)
     # Values that lie exactly on thresholds are where rounding would show.
     features = table.at(others)
     for column in range(features.shape[1]):
@@ -74,13 +75,13 @@ def test_exported_forest_agrees_with_scikit_learn(stack, settings):
     (found,) = onnxruntime.InferenceSession(proto.SerializeToString()).run(None, {"features": features})
     assert found.shape == (900, 1)
     assert found.dtype == np.float32
-    assert np.abs(found[:, 0] - model.predict_proba(features)[:, 1]).max() < baselines.PARITY
+    assert np.abs(found[:, 0] - model.predict_proba(features)[:, 1]).max() < PARITY
 
 
 def test_exported_forest_uses_standard_domains_only_and_an_ir_that_older_runtimes_load(stack):
     points = _places(200, 1, stack)
     model = baselines.BASELINES["rf"].make({"max_depth": 3}, 1, True)
-    proto = baselines.export_forest(model.fit(np.zeros((200, 4)) + points.label[:, None], points.label), 4)
+    proto = export_forest(model.fit(np.zeros((200, 4)) + points.label[:, None], points.label), 2)
     assert {node.domain for node in proto.graph.node} <= {"", "ai.onnx.ml"}
     assert proto.ir_version <= 9
     assert not any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in proto.graph.initializer)

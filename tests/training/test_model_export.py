@@ -25,6 +25,7 @@ SIZE = SizeConfig(
     attention_window=4,
     implicit_widths=(16, 32),
     embedding=32,
+    offset_gain=0.5,
 )
 GROUPS = (
     GroupConfig(

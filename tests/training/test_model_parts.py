@@ -1,6 +1,7 @@
 """Laws of the network's parts: offsets, blend, attention windows, losses, missing values."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -81,6 +82,27 @@ def test_offsets_reach_f_as_row_then_column_in_tokens():
     # Row 6 is 0.25 below the upper centre and 0.75 above the lower one: E|row offset, positive part| = 0.75 * 0.25.
     between = f(torch.randn(1, 2, 2, 2), torch.tensor([[6.0]]), torch.tensor([[12.0]]))
     assert torch.allclose(between, torch.tensor([[[0.1875, 0.1875, 0.0, 0.0]]]), atol=1e-6)
+
+
+def test_the_gain_of_the_offset_is_a_factor_of_its_weights():
+    torch.manual_seed(3)
+    damped = ImplicitFunction(4, (8, 8), 6, 8.0, 5, 0.25)
+    plain = ImplicitFunction(4, (8, 8), 6, 8.0, 5)
+    plain.load_state_dict(damped.state_dict())
+    features, rows, columns = torch.randn(1, 5, 5, 4), torch.rand(1, 30) * 40, torch.rand(1, 30) * 40
+    with torch.no_grad():
+        assert not torch.allclose(plain(features, rows, columns), damped(features, rows, columns), atol=1e-3)
+        plain.offset.weight *= 0.25
+        assert torch.allclose(plain(features, rows, columns), damped(features, rows, columns), atol=1e-6)
+
+
+def test_a_stage_without_blocks_hands_on_its_embedded_tokens():
+    encoder = SwinEncoder(3, replace(SIZE, depths=(0, 2)))
+    features = torch.randn(1, 3, 16, 16)
+    with torch.no_grad():
+        first, second = encoder(features)
+        assert torch.equal(first, encoder.norm(encoder.embed(features).permute(0, 2, 3, 1)))
+    assert second.shape == (1, 8, 8, 16)
 
 
 def test_windows_are_cut_and_joined_without_loss():
