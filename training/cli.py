@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import argparse
 import sys
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Callable, List, Optional, Tuple
+from typing import TYPE_CHECKING, Callable, Iterator, List, Optional, Tuple
 
 from miso_qgis.engine.errors import InputError, MisoError
 
@@ -18,6 +19,7 @@ from .splits import SPLITS
 
 if TYPE_CHECKING:
     from .bundled import Workshop
+    from .crossvalidation import Workshop as DatasetWorkshop
     from .dataset import Dataset
     from .readers_report import ReadReport
     from .sites import Sites
@@ -29,6 +31,7 @@ VALIDATION = REPOSITORY / "docs" / "validation.md"
 MODEL_FOLDER = REPOSITORY / "models" / "cpcrw"
 
 RUN = REPOSITORY / "runs" / "bundle"
+BUNDLED = "No dataset was given and the run folder holds none: the bundled model's watershed is trained on."
 
 Arguments = argparse.Namespace
 Parser = argparse.ArgumentParser
@@ -195,17 +198,108 @@ def _workshop(arguments: Arguments) -> Workshop:
     return Workshop.of(arguments.run)
 
 
+def _stage_arguments(parser: Parser) -> None:
+    _run_arguments(parser)
+    _dataset_arguments(parser)
+
+
+def _dataset_arguments(parser: Parser) -> None:
+    parser.set_defaults(seed=None)
+    general = parser.add_argument_group(
+        "on a dataset of your own (docs/training.md)",
+        "A run that was begun goes on from its last checkpoint and knows its dataset, recipe, tasks and seed.",
+    )
+    general.add_argument("--dataset", type=Path, help="dataset.json, or its folder; begins a run on it")
+    general.add_argument("--recipe", type=Path, help="TOML or JSON file of training settings")
+    general.add_argument("--size", choices=("small", "paper"), help="preset of settings (default small)")
+    general.add_argument("--tasks", nargs="+", default=[], metavar="TASK", help="tasks (default all of the dataset)")
+    general.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"), help="default: a GPU if any")
+    general.add_argument(
+        "--storage",
+        default="auto",
+        choices=("auto", "memory", "rasters"),
+        help="hold all windows in memory, or read them when needed (default: memory where it fits)",
+    )
+    general.add_argument("--memory-mb", type=int, default=2000, help="what `--storage auto` may hold (default 2000)")
+    general.add_argument("--checkpoint-steps", type=int, default=200, help="steps between checkpoints (default 200)")
+    general.add_argument("--log-steps", type=int, default=10, help="steps between rows of the log (default 10)")
+    general.add_argument("--no-tensorboard", action="store_true", help="write CSV logs only")
+    general.add_argument(
+        "--from-previous", action="store_true", help="go on from the checkpoint before the last, if that is damaged"
+    )
+
+
+def _is_on_dataset(arguments: Arguments) -> bool:
+    """Whether a step is meant for a dataset; else it is the bundled watershed."""
+    return getattr(arguments, "dataset", None) is not None or (arguments.run / "config.json").is_file()
+
+
+@contextmanager
+def _on_dataset(arguments: Arguments) -> Iterator[DatasetWorkshop]:
+    import torch
+
+    from .crossvalidation import Means, begun
+    from .recipes import read_recipe
+    from .trainer import Execution, Stop
+    from .world import world
+
+    if arguments.run == RUN:
+        found, needed = "is the bundled model's.", "A run on a dataset needs a folder of its own."
+        raise InputError(f'Run folder "{RUN}"', found, needed, "Add --run RUN.")
+    torch.set_num_threads(arguments.threads)
+    torch.set_flush_denormal(True)
+    asked = arguments.recipe is not None or arguments.size is not None
+    recipe = read_recipe(arguments.recipe, arguments.size) if asked else None
+    execution = Execution(
+        max(1, arguments.checkpoint_steps),
+        max(1, arguments.log_steps),
+        not arguments.no_tensorboard,
+        arguments.from_previous,
+    )
+    with Stop() as stop, world(arguments.device) as processes:
+        means = Means(processes, stop, execution, arguments.storage, arguments.memory_mb)
+        note = _say if processes.leads else lambda text: None
+        with begun(arguments.run, arguments.dataset, recipe, arguments.tasks, arguments.seed, means, note) as workshop:
+            yield workshop
+
+
 def _pretrain(arguments: Arguments) -> int:
-    count = len(_workshop(arguments).pretrained(arguments.seed, _say))
+    if _is_on_dataset(arguments):
+        with _on_dataset(arguments) as workshop:
+            count = len(workshop.pretrained())
+            workshop.note(f"{count} network(s) pretrained on covariates alone, in {arguments.run}")
+        return 0
+    _say(BUNDLED)
+    count = len(_workshop(arguments).pretrained(_seed(arguments), _say))
     print(f"{count} networks pretrained on covariates alone, in {arguments.run}")
     return 0
 
 
+def _train_arguments(parser: Parser) -> None:
+    _stage_arguments(parser)
+    parser.add_argument("--split", help="fit the folds of this split instead of all sites (cross-validate --help)")
+    parser.add_argument("--folds", nargs="+", default=["all"], help="folds to fit (default all); numbers from 0")
+
+
 def _train(arguments: Arguments) -> int:
+    if _is_on_dataset(arguments):
+        if arguments.split is not None:
+            arguments.seeds = [1 if arguments.seed is None else arguments.seed]
+            return _cross_validate(arguments)
+        with _on_dataset(arguments) as workshop:
+            count = len(workshop.fit_all().members)
+            workshop.note(f"{count} network(s) fitted on {len(workshop.sites)} sites, in {arguments.run}")
+        return 0
     from . import bundle
 
-    print(f"Written: {bundle.train(_workshop(arguments), arguments.seed, _say)}")
+    _say(BUNDLED)
+    print(f"Written: {bundle.train(_workshop(arguments), _seed(arguments), _say)}")
     return 0
+
+
+def _seed(arguments: Arguments) -> int:
+    """The seed that was asked for, else 1."""
+    return 1 if arguments.seed is None else int(arguments.seed)
 
 
 def _miso_arguments(parser: Parser) -> None:
@@ -237,12 +331,43 @@ def _export_arguments(parser: Parser) -> None:
         type=Path,
         help="write one graph with one input and all maps to this file instead; not shipped",
     )
+    parser.add_argument("--full-precision", action="store_true", help="store weights in single precision (a dataset's)")
+
+
+def _export_run_arguments(parser: Parser) -> None:
+    _export_arguments(parser)
+    _dataset_arguments(parser)
+
+
+def _export_dataset(arguments: Arguments) -> int:
+    from .export import export_whole
+
+    if arguments.single_input is None and arguments.out == MODEL_FOLDER:
+        found, needed = "was not given.", "The model folder of a run on a dataset needs a name."
+        raise InputError("Option --out", found, needed, "Add --out models/NAME.")
+    from . import modelfolder
+
+    with _on_dataset(arguments) as workshop:
+        if not workshop.is_finished("fit/all"):
+            needed, remedy = "Networks fitted on all sites are needed.", "Run `python -m training train` on it first."
+            raise InputError(f'Run folder "{arguments.run}"', "is not trained to its end.", needed, remedy)
+        members = workshop.fit_all().members
+        if arguments.single_input is not None:
+            written = export_whole(members, arguments.single_input, workshop.run.config.recipe.temperature)
+        else:
+            modelfolder.write(workshop, members, arguments.out, half=not arguments.full_precision)
+            written = arguments.out
+    print(f"Written: {written}")
+    return 0
 
 
 def _export(arguments: Arguments) -> int:
+    if _is_on_dataset(arguments):
+        return _export_dataset(arguments)
     from . import bundle
     from .export import export_whole
 
+    arguments.seed = _seed(arguments)
     workshop = _workshop(arguments)
     members = bundle.load_members(workshop, arguments.seed)
     if arguments.single_input is not None:
@@ -268,8 +393,6 @@ def _source_arguments(parser: Parser) -> None:
 
 
 def _observed(arguments: Arguments, values: bool = False) -> Tuple[Sites, ReadReport, Optional[Dataset]]:
-    from miso_qgis.engine.errors import InputError
-
     from . import readers
     from .dataset import FILE, ObservationFile, read_dataset
 
@@ -422,6 +545,27 @@ def _dataset_forest(arguments: Arguments) -> int:
     return 0
 
 
+def _cross_validate_arguments(parser: Parser) -> None:
+    _stage_arguments(parser)
+    parser.add_argument("--split", required=True, help="random, SH-1km, SH-10km, kNNDM, or a released split file")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1], help="one cross-validation each (default 1)")
+    parser.add_argument("--folds", nargs="+", default=["all"], help="folds to fit (default all); numbers from 0")
+
+
+def _cross_validate(arguments: Arguments) -> int:
+    from .crossvalidation import cross_validate
+
+    try:
+        folds = None if arguments.folds == ["all"] else [int(fold) for fold in arguments.folds]
+    except ValueError as error:
+        found = f"it is {' '.join(arguments.folds)}."
+        raise InputError("Option --folds", found, "Numbers, or all, are needed.", "Correct it.") from error
+    with _on_dataset(arguments) as workshop:
+        for path in cross_validate(workshop, arguments.split, arguments.seeds, folds):
+            workshop.note(f"Written: {path}")
+    return 0
+
+
 def _conformance_arguments(parser: Parser) -> None:
     parser.add_argument("file", type=Path, nargs="+", help="file of vectors (.npz) that the released code wrote")
     parser.add_argument("--threads", type=int, default=1, help="processor threads (default 1)")
@@ -490,15 +634,26 @@ STEPS: List[Tuple[str, str, Callable[[Parser], None], Callable[[Arguments], int]
     ),
     ("shift", "compare the parts of the watershed, and features on them", _shift_arguments, _shift),
     ("miso", "predict the protocol's folds with MISO", _miso_arguments, _miso),
-    ("pretrain", "pretrain the bundled networks on covariates alone", _run_arguments, _pretrain),
-    ("train", "pretrain (where that is not done) and fit the bundled networks", _run_arguments, _train),
-    ("export", "write the model folder from trained networks", _export_arguments, _export),
+    (
+        "pretrain",
+        "pretrain the bundled networks, or a dataset's, on covariates alone",
+        _stage_arguments,
+        _pretrain,
+    ),
+    (
+        "train",
+        "pretrain (where that is not done) and fit networks, bundled or a dataset's",
+        _train_arguments,
+        _train,
+    ),
+    ("export", "write the model folder from trained networks", _export_run_arguments, _export),
     ("bundle", "make the bundled model: random-forest, train, export", _export_arguments, _bundle),
     ("random-forest", "fit and export the bundled Random Forest", _random_forest_arguments, _random_forest),
     ("observations", "read observations and report what was dropped and why", _observations_arguments, _observations),
     ("splits", "make spatial folds, their maps and distance curves", _splits_arguments, _splits),
     ("tiles", "convert HDF5 tiles to mosaics that a dataset reads", _tiles_arguments, _tiles),
     ("osd", "parse official soil series descriptions into observations", _osd_arguments, _osd),
+    ("cross-validate", "predict a dataset's folds with MISO", _cross_validate_arguments, _cross_validate),
     ("conformance", "compare our code with vectors of the released code", _conformance_arguments, _conformance),
     (
         "import-released",

@@ -15,7 +15,7 @@ from typing import Dict, Iterator, List, Optional, Tuple
 
 from miso_qgis.engine.covariates import ChannelStack
 from miso_qgis.engine.errors import InputError
-from miso_qgis.engine.grid import Grid
+from miso_qgis.engine.grid import Grid, parse_target_crs
 from miso_qgis.engine.manifest import ChannelSpec, GroupSpec, InputSpec, TerrainSpec
 from miso_qgis.engine.messages import RasterSource
 from miso_qgis.engine.progress import Progress, Silent
@@ -94,7 +94,7 @@ class Dataset:
     @property
     def grid(self) -> Grid:
         """The grid of the area, aligned as prediction aligns it."""
-        return Grid.covering(self.bounds, self.crs, self.resolution_m)
+        return Grid.covering(self.bounds, parse_target_crs(self.crs), self.resolution_m)
 
     def path(self, relative: str) -> Path:
         """Return a path of the description as a path of this machine."""

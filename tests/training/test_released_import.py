@@ -94,10 +94,8 @@ def test_the_engines_map_is_what_the_network_answers_at_the_pixels(imported, tmp
     manifest = read_manifest(folder)
     assert len(found) == len(manifest.tasks[task].classes)
     if task == "soil_order":
-        assert [name.split(",")[0] for name in described][::6] == [
-            "Probability of Andisols",
-            "Probability of Spodosols",
-        ]
+        assert "Andisols" in described[0]
+        assert "Spodosols" in described[6]
     # One window covers the area: its origin is the margin before the first pixel.
     margin = (manifest.window.size_px - manifest.window.decode_px) // 2
     grid = Grid(rasterio.CRS.from_epsg(3338), transform, *found.shape[1:])
