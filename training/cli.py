@@ -579,6 +579,57 @@ def _cross_validate(arguments: Arguments) -> int:
     return 0
 
 
+def _conformance_arguments(parser: Parser) -> None:
+    parser.add_argument("file", type=Path, nargs="+", help="file of vectors (.npz) that the released code wrote")
+    parser.add_argument("--threads", type=int, default=1, help="processor threads (default 1)")
+
+
+def _conformance(arguments: Arguments) -> int:
+    import torch
+
+    from .released_conformance import conform, table
+
+    torch.set_num_threads(arguments.threads)
+    agree = True
+    for path in arguments.file:
+        differences = conform(path)
+        print(f"{path}\n{table(differences)}", flush=True)
+        agree = agree and all(one.agrees for one in differences)
+    return 0 if agree else 1
+
+
+def _import_released_arguments(parser: Parser) -> None:
+    parser.add_argument("checkpoint", type=Path, help="checkpoint (.pth) that was trained with the released code")
+    parser.add_argument("--task", required=True, choices=("nsp", "soil_order"), help="what the network answers")
+    parser.add_argument("--out", type=Path, required=True, help="model folder to make; it must not exist")
+    parser.add_argument("--half", action="store_true", help="store weights in half precision: half the size, 0.001 off")
+    parser.add_argument("--licence", help="licence of the weights, for manifest and card (default: not stated)")
+    parser.add_argument(
+        "--tpi-statistics",
+        type=float,
+        nargs=4,
+        metavar=("MEAN1", "SD1", "MEAN4", "SD4"),
+        help="topographic position index of the training rasters at radius 1 and 4 cells, metres, if they are known",
+    )
+    parser.add_argument("--threads", type=int, default=1, help="processor threads (default 1)")
+
+
+def _import_released(arguments: Arguments) -> int:
+    import torch
+
+    from .released_import import ImportSettings, import_checkpoint
+
+    torch.set_num_threads(arguments.threads)
+    settings = ImportSettings(arguments.task, half=arguments.half)
+    if arguments.licence is not None:
+        settings = replace(settings, licence=arguments.licence)
+    if arguments.tpi_statistics is not None:
+        settings = replace(settings, tpi_statistics=tuple(arguments.tpi_statistics))
+    manifest = import_checkpoint(arguments.checkpoint, arguments.out, settings, _say)
+    print(f"Written: {arguments.out} ({manifest.title})")
+    return 0
+
+
 def _say(text: str) -> None:
     print(text, flush=True)
 
@@ -616,6 +667,13 @@ STEPS: List[Tuple[str, str, Callable[[Parser], None], Callable[[Arguments], int]
     ("tiles", "convert HDF5 tiles to mosaics that a dataset reads", _tiles_arguments, _tiles),
     ("osd", "parse official soil series descriptions into observations", _osd_arguments, _osd),
     ("cross-validate", "predict a dataset's folds with MISO", _cross_validate_arguments, _cross_validate),
+    ("conformance", "compare our code with vectors of the released code", _conformance_arguments, _conformance),
+    (
+        "import-released",
+        "make a model folder from a checkpoint of the released code",
+        _import_released_arguments,
+        _import_released,
+    ),
 ]
 
 

@@ -79,7 +79,8 @@ class SizeConfig:
         attention_window: Side of Swin's attention window, in tokens.
         expansion: Width of a block's MLP over the block's own width.
         position_hidden: Hidden width of the continuous position bias.
-        implicit_widths: The two hidden widths of an implicit function.
+        implicit_widths: The two hidden widths of an implicit function, at every stage.
+        implicit_widths_by_stage: The same stage by stage, where they differ; empty: ``implicit_widths`` everywhere.
         embedding: D, the width of all embeddings.
         frequencies: L of the geographic encoding.
         dropout: Share of embedding entries dropped before each mapper in training.
@@ -102,8 +103,13 @@ class SizeConfig:
     frequencies: int = 10
     dropout: float = 0.0
     offset_gain: float = 1.0
+    implicit_widths_by_stage: Tuple[Tuple[int, int], ...] = ()
 
     def __post_init__(self) -> None:
+        if self.implicit_widths_by_stage and len(self.implicit_widths_by_stage) != len(self.depths):
+            raise ValueError(
+                f"{len(self.implicit_widths_by_stage)} pairs of implicit widths do not fit {len(self.depths)} stages"
+            )
         if self.patch_px % self.cell_px or self.window_px % self.patch_px:
             raise ValueError("cell_px must divide patch_px, and patch_px must divide window_px")
         if self.tokens(len(self.depths) - 1) < 1 or self.tokens(0) % 2 ** (len(self.depths) - 1):
@@ -117,9 +123,15 @@ class SizeConfig:
         """Channels of the map of ``stage``."""
         return self.channels << stage
 
+    def implicit(self, stage: int) -> Tuple[int, int]:
+        """Hidden widths of the implicit function of ``stage``."""
+        return self.implicit_widths_by_stage[stage] if self.implicit_widths_by_stage else self.implicit_widths
 
+
+# `paper` is Swin-B twice with D = 1024: 205 M parameters with the paper's geographic encoder. (The released code's own
+# comes to 212 M with its larger geographic branch and an unused classifier.) `small` has 5.9 M.
 SIZES: Dict[str, SizeConfig] = {
-    "small": SizeConfig(),
+    "small": SizeConfig(channels=36, head_channels=12),
     "paper": SizeConfig(
         cell_px=1,
         patch_px=4,
@@ -129,6 +141,8 @@ SIZES: Dict[str, SizeConfig] = {
         position_hidden=512,
         implicit_widths=(256, 512),
         embedding=1024,
+        # Of D = 1024: D/4, D/2; D/4, D/2; D/2, D; D, D (each after the stage's own channels and the offset's two).
+        implicit_widths_by_stage=((256, 512), (256, 512), (512, 1024), (1024, 1024)),
     ),
 }
 

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from .conditioning import Conditioning
 from .config import GroupConfig, ModelConfig, SizeConfig
-from .implicit import ImplicitFunction
-from .swin import SwinEncoder, WindowAttention
+from .implicit import PAPER, RELEASED, ImplicitFunction
+from .swin import V2, Attention, SwinEncoder
 
 # EPSG:3338 metres -> [-1, 1], as the released code scales them: the box of the AKVEG grid.
 GEO_X_RANGE = (-2199995.0, 1500005.0)
@@ -61,26 +61,46 @@ class Head(nn.Module):
         return logits
 
 
-class Modality(nn.Module):
-    """Conditioning, encoder, implicit functions and mapper of one group."""
+class Branch(nn.Module):
+    """Encoder, implicit functions and mapper of one modality: from maps to an embedding at any coordinate.
 
-    def __init__(self, group: GroupConfig, size: SizeConfig) -> None:
+    A branch of the released code's form (``released_window_px``) reads its coordinates as :mod:`training.implicit`
+    says for that form.
+    """
+
+    def __init__(
+        self, features: int, size: SizeConfig, version: str = V2, released_window_px: Optional[int] = None
+    ) -> None:
         super().__init__()
-        self.conditioning = Conditioning(group, size)
-        self.encoder = SwinEncoder(len(group.features), size)
+        self.encoder = SwinEncoder(features, size, version)
         self.implicit = nn.ModuleList(
             ImplicitFunction(
                 size.width(stage),
-                size.implicit_widths,
+                size.implicit(stage),
                 size.embedding,
-                float(size.patch_px * 2**stage),
+                released_window_px / size.tokens(stage) if released_window_px else float(size.patch_px * 2**stage),
                 size.tokens(stage),
                 size.offset_gain,
+                RELEASED if released_window_px else PAPER,
             )
             for stage in range(len(size.depths))
         )
         self.norm = nn.LayerNorm(size.embedding)
         self.mapper = Mapper(size.embedding, size.dropout)
+
+    def forward(self, maps: Sequence[Tensor], rows_px: Tensor, columns_px: Tensor) -> Tensor:
+        """Embedding (N, Q, D) at coordinates (N, Q), from the maps of all stages."""
+        stages = [f(features, rows_px, columns_px) for f, features in zip(self.implicit, maps)]
+        embedding: Tensor = self.mapper(self.norm(torch.stack(stages).sum(dim=0)))
+        return embedding
+
+
+class Modality(Branch):
+    """The branch of one group, and how its raw channels become features."""
+
+    def __init__(self, group: GroupConfig, size: SizeConfig) -> None:
+        super().__init__(len(group.features), size)
+        self.conditioning = Conditioning(group, size)
 
     def maps(self, raw: Tensor, keep: Optional[Tensor] = None) -> List[Tensor]:
         """Stage maps of raw windows; ``keep`` (N, F) of 0 and 1 hides features in training."""
@@ -89,12 +109,6 @@ class Modality(nn.Module):
             features = features * keep[:, :, None, None]
         maps: List[Tensor] = self.encoder(features)
         return maps
-
-    def forward(self, maps: Sequence[Tensor], rows_px: Tensor, columns_px: Tensor) -> Tensor:
-        """Embedding (N, Q, D) at coordinates (N, Q), from the maps of all stages."""
-        stages = [f(features, rows_px, columns_px) for f, features in zip(self.implicit, maps)]
-        embedding: Tensor = self.mapper(self.norm(torch.stack(stages).sum(dim=0)))
-        return embedding
 
 
 class GeoEncoder(nn.Module):
@@ -173,8 +187,13 @@ class Miso(nn.Module):
         views = [self.predict(visual) for visual in self.embed(raw, rows_px, columns_px).visual]
         return {task: torch.stack([view[task] for view in views]).mean(dim=0) for task in self.heads}
 
+    @property
+    def window_px(self) -> int:
+        """Side of the windows that the exported graph takes."""
+        return self.config.size.window_px
+
     def bake(self) -> None:
         """Fix what does not depend on the input, before an export."""
         for module in self.modules():
-            if isinstance(module, WindowAttention):
+            if isinstance(module, Attention):
                 module.bake()
