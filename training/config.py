@@ -112,6 +112,13 @@ class SizeConfig:
             )
         if self.patch_px % self.cell_px or self.window_px % self.patch_px:
             raise ValueError("cell_px must divide patch_px, and patch_px must divide window_px")
+        for stage, depth in enumerate(self.depths):
+            heads = max(1, self.width(stage) // self.head_channels)
+            if depth and self.width(stage) % heads:
+                raise ValueError(
+                    f"head_channels {self.head_channels} makes {heads} heads of the {self.width(stage)} channels of "
+                    f"stage {stage + 1}, which cannot be shared out evenly; a divisor of channels ({self.channels}) can"
+                )
         if self.tokens(len(self.depths) - 1) < 1 or self.tokens(0) % 2 ** (len(self.depths) - 1):
             raise ValueError(f"{self.tokens(0)} tokens a side cannot be merged {len(self.depths) - 1} times")
 

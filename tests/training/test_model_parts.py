@@ -333,3 +333,9 @@ def test_widths_by_stage_must_fit_the_stages():
     with pytest.raises(ValueError, match="2 pairs of implicit widths do not fit 4 stages"):
         SizeConfig(implicit_widths_by_stage=((8, 8), (8, 8)))
     assert SizeConfig(implicit_widths=(16, 32)).implicit(3) == (16, 32)
+
+
+def test_heads_that_cannot_share_a_stage_evenly_are_refused():
+    with pytest.raises(ValueError, match="head_channels 12 makes 5 heads of the 64 channels of stage 2"):
+        SizeConfig(channels=32, head_channels=12, depths=(0, 2, 2))
+    SizeConfig(channels=32, head_channels=12, depths=(0, 0), window_px=64)  # no blocks, no heads
