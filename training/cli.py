@@ -226,6 +226,12 @@ def _dataset_arguments(parser: Parser) -> None:
     general.add_argument("--recipe", type=Path, help="TOML or JSON file of training settings")
     general.add_argument("--size", choices=("small", "paper"), help="preset of settings (default small)")
     general.add_argument("--tasks", nargs="+", default=[], metavar="TASK", help="tasks (default all of the dataset)")
+    general.add_argument(
+        "--satlas", type=Path, metavar="FILE", help="SatlasNet Sentinel-2 checkpoint that an encoder starts from"
+    )
+    general.add_argument(
+        "--satlas-group", default="", metavar="GROUP", help="group of the nine bands (default satellite)"
+    )
     general.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"), help="default: a GPU if any")
     general.add_argument(
         "--storage",
@@ -244,7 +250,8 @@ def _dataset_arguments(parser: Parser) -> None:
 
 def _is_on_dataset(arguments: Arguments) -> bool:
     """Whether a step is meant for a dataset; else it is the bundled watershed."""
-    return getattr(arguments, "dataset", None) is not None or (arguments.run / "config.json").is_file()
+    asked = any(getattr(arguments, name, None) for name in ("dataset", "satlas", "satlas_group"))
+    return asked or (arguments.run / "config.json").is_file()
 
 
 @contextmanager
@@ -253,6 +260,7 @@ def _on_dataset(arguments: Arguments) -> Iterator[DatasetWorkshop]:
 
     from .crossvalidation import Means, begun
     from .recipes import read_recipe
+    from .satlas_start import Asked
     from .trainer import Execution, Stop
     from .world import world
 
@@ -272,7 +280,10 @@ def _on_dataset(arguments: Arguments) -> Iterator[DatasetWorkshop]:
     with Stop() as stop, world(arguments.device) as processes:
         means = Means(processes, stop, execution, arguments.storage, arguments.memory_mb)
         note = _say if processes.leads else lambda text: None
-        with begun(arguments.run, arguments.dataset, recipe, arguments.tasks, arguments.seed, means, note) as workshop:
+        satlas = Asked(arguments.satlas, arguments.satlas_group)
+        with begun(
+            arguments.run, arguments.dataset, recipe, arguments.tasks, arguments.seed, means, note, satlas
+        ) as workshop:
             yield workshop
 
 

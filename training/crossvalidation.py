@@ -18,14 +18,14 @@ from numpy.typing import NDArray
 from miso_qgis.engine.errors import InputError
 from miso_qgis.engine.schema import to_json
 
-from . import checkpoints, runs
+from . import checkpoints, runs, satlas_start
 from .asking import ask
 from .dataset import Dataset, read_dataset
 from .features import model_config
 from .model import Miso
 from .outoffold import FOLDER, OutOfFold
 from .recipes import PRESETS, Recipe
-from .runs import Run, RunConfig, RunData
+from .runs import Run, RunConfig, RunData, StartWeights
 from .sampling import Labelled
 from .scenes import Scene, open_scene
 from .sites import CLASSES, MISSING, Sites
@@ -106,12 +106,17 @@ class Workshop:
         )
 
     def pretrained(self) -> List[Parameters]:
-        """Start of every fit, one per member: contrastively pretrained, or fresh where the recipe leaves that out."""
-        config = self.run.config
+        """Start of every fit, one per member: contrastively pretrained, or fresh where the recipe leaves that out.
+
+        Fresh means drawn from the member's seed, but for an encoder that starts from SatlasNet's weights.
+        """
+        config, weights = self.run.config, self.run.data.satlas
         steps = config.recipe.pretrain.length(len(self.sites))
         found = []
         for member, seed in enumerate(self.run.member_seeds()):
             start = initial_parameters(config.model, seed)
+            if weights is not None:
+                start = satlas_start.start(config.model, start, Path(weights.path), weights.group)
             if steps:
                 start = run_stage(Stage(f"pretrain/{member}", seed, steps, start), self.around, self.note).parameters
             found.append(start)
@@ -152,6 +157,7 @@ def begun(
     seed: Optional[int],
     means: Means,
     note: Note,
+    satlas: satlas_start.Asked = satlas_start.NOTHING,
 ) -> Iterator[Workshop]:
     """Open a run, or begin it where there is none.
 
@@ -163,6 +169,7 @@ def begun(
         seed: Likewise; 1.
         means: With what to compute.
         note: Told what is done.
+        satlas: SatlasNet's checkpoint that was asked for; a run that was begun knows its own.
 
     Raises:
         InputError: If the run was begun with something else, or cannot be begun.
@@ -171,8 +178,11 @@ def begun(
     exists = runs.is_run(folder)
     means.world.barrier()
     if exists:
-        run = runs.open_run(folder, dataset_path)
-        runs.check_settings(run, recipe, tasks, seed)
+        run = runs.open_run(folder, dataset_path, satlas.path)
+        weights = run.data.satlas
+        if recipe is not None and weights is not None:
+            recipe = satlas_start.with_features(recipe, run.dataset, weights.group)
+        runs.check_settings(run, recipe, tasks, seed, satlas.group)
         dataset, recipe = run.dataset, run.config.recipe
     else:
         if dataset_path is None:
@@ -181,6 +191,9 @@ def begun(
         dataset = read_dataset(dataset_path)
         recipe = recipe or PRESETS["small"]
         _check_tasks(dataset, tasks)
+        recipe, weights = _started(recipe, dataset, satlas)
+    if weights is not None:
+        note(f"the {weights.group} encoder starts from SatlasNet's {weights.path} (SHA-256 {weights.file.sha256})")
     sites, report = load_sites(dataset)
     note(
         f"{dataset.title}: {len(sites)} sites of {report['records']} records."
@@ -199,7 +212,7 @@ def begun(
         usable, report = _usable(sites, scene, report, note)
         if not exists:
             config = _run_config(dataset, scene, recipe, tasks, 1 if seed is None else seed)
-            data = RunData(str(Path(dataset.folder) / "dataset.json"), runs.files_of(dataset), report)
+            data = RunData(str(Path(dataset.folder) / "dataset.json"), runs.files_of(dataset), report, weights)
             if means.world.leads:
                 run = runs.create(folder, config, data, dataset)
             means.world.barrier()
@@ -215,6 +228,16 @@ def _check_tasks(dataset: Dataset, tasks: Sequence[str]) -> None:
         if task not in dataset.tasks:
             needed = f"The dataset has {', '.join(dataset.tasks)}."
             raise InputError(f'Task "{task}"', "the dataset has no labels of it.", needed, "Choose another task.")
+
+
+def _started(recipe: Recipe, dataset: Dataset, asked: satlas_start.Asked) -> Tuple[Recipe, Optional[StartWeights]]:
+    """Recipe of a new run and the checkpoint that an encoder starts from, if one was asked for."""
+    if asked == satlas_start.NOTHING:
+        return recipe, None
+    recipe = satlas_start.prepared(recipe, dataset, asked)
+    assert asked.path is not None
+    path = asked.path.resolve()
+    return recipe, StartWeights(str(path), asked.group or satlas_start.GROUP, runs.digested(path))
 
 
 def _run_config(dataset: Dataset, scene: Scene, recipe: Recipe, tasks: Sequence[str], seed: int) -> RunConfig:
@@ -376,7 +399,11 @@ def _predict(workshop: Workshop, dealt: _Dealt, fitted: Dict[int, Fitted]) -> Li
 
 
 def _facts(workshop: Workshop, seconds: float) -> Dict[str, Any]:
-    config = workshop.run.config
+    config, weights = workshop.run.config, workshop.run.data.satlas
+    started: Dict[str, Any] = {}
+    if weights is not None:
+        sha256 = weights.file.sha256
+        started = {"satlas": {"group": weights.group, "file": Path(weights.path).name, "sha256": sha256}}
     parameters = sum(value.numel() for value in Miso(config.model).parameters())
     return {
         "simulated": workshop.run.dataset.simulated,
@@ -384,6 +411,7 @@ def _facts(workshop: Workshop, seconds: float) -> Dict[str, Any]:
         "tasks": list(config.tasks),
         "recipe": to_json(config.recipe),
         "parameters": parameters,
+        **started,
         "seconds_fitting": round(seconds, 1),
         "environment": runs.environment(),
     }

@@ -81,7 +81,9 @@ def model_config(dataset: Dataset, scene: Scene, recipe: Recipe, tasks: Sequence
         ]
         shares = {channel.name for channel in dataset.channels if channel.by == "one_hot"}
         fitted = {group.name: group for group in _fitted(groups, scene, shares)}
-        fitted.update({group.name: group for group in groups if group.name in recipe.fixed_scales})
+        fixed = {group.name: group for group in groups if group.name in recipe.fixed_scales}
+        _refuse_other_units(fixed, fitted)
+        fitted.update(fixed)
         return ModelConfig(tuple(fitted.values()), recipe.size, {task: outputs(task) for task in tasks}, recipe.views)
     except ValueError as error:
         if isinstance(error, InputError):
@@ -102,6 +104,31 @@ def _refuse_azimuths(dataset: Dataset) -> None:
         for channel in dataset.channels
         if channel.by == "value" and channel.name.lower() in ("aspect", "aspct", "aspct_4", "aspect_deg", "azimuth")
     ]
+    if problems:
+        raise InputError.of(problems)
+
+
+def _refuse_other_units(fixed: Dict[str, GroupConfig], fitted: Dict[str, GroupConfig]) -> None:
+    """Refuse fixed scales under which every feature is flat: the rasters are of another unit.
+
+    Reflectance from 0 to 1 in place of reflectance times 10,000 would enter as zeros, without a word.
+    """
+    problems = []
+    for name, group in fixed.items():
+        pairs = list(zip(group.features, fitted[name].features))
+        if all(found.scale < 1e-3 * given.scale for given, found in pairs):
+            given, found = pairs[0]
+            spans = f"from {found.centre - found.scale:g} to {found.centre + found.scale:g}"
+            expected = f"{given.centre - given.limit * given.scale:g} to {given.centre + given.limit * given.scale:g}"
+            problems.append(
+                Problem(
+                    f'Group "{name}"',
+                    "under its fixed scales every feature is flat: "
+                    f'"{given.channels[0]}" goes {spans}, where {expected} is expected.',
+                    "Rasters in the unit of the scales are needed; of SatlasNet's that is reflectance times 10,000.",
+                    "Convert the rasters, or correct the recipe's features.",
+                )
+            )
     if problems:
         raise InputError.of(problems)
 

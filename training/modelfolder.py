@@ -36,6 +36,7 @@ CARD = "MODEL_CARD.md"
 METHOD = (
     "Method: Lin, Chen et al., Fine-Scale Soil Mapping in Alaska with Multimodal Machine Learning, arXiv:2506.17302."
 )
+SATLAS = "Bastani et al. 2023, SatlasPretrain, arXiv:2211.15660; its licence and citation apply as well."
 SIMULATED = "Simulated: landscape, observations and truth are invented. Not for decisions."
 TITLES: Dict[str, Tuple[str, str]] = {
     "nsp": ("Near-surface permafrost", "permafrost within 1 m of the surface, as the observations record it"),
@@ -155,6 +156,7 @@ def describe(workshop: Workshop, name: str) -> Manifest:
             "parameters": sum(value.numel() for value in Miso(run.config.model).parameters()),
             "sites": {key: run.data.sites[key] for key in ("used", "labels")},
             "period": _period(workshop),
+            **_started(workshop),
         },
         limits=limits,
     )
@@ -164,6 +166,15 @@ def _task(task: str, temperature: float) -> TaskSpec:
     title, definition = TITLES[task]
     classes = (title.lower(),) if len(CLASSES[task]) == 2 else CLASSES[task]
     return TaskSpec(title, classes, definition, calibration={"method": "temperature", "temperature": temperature})
+
+
+def _started(workshop: Workshop) -> Dict[str, str]:
+    """The checkpoint that an encoder started from, by name; its digest is in the run (a manifest holds none)."""
+    weights = workshop.run.data.satlas
+    if weights is None:
+        return {}
+    name = Path(weights.path).name
+    return {"started_from": f'SatlasNet\'s Sentinel-2 weights ({name}) in the encoder of "{weights.group}". {SATLAS}'}
 
 
 def _period(workshop: Workshop) -> List[str]:
@@ -226,6 +237,7 @@ def card(manifest: Manifest) -> str:
         f"- {trained['sites']['used']} sites"
         + (f" of {trained['period'][0]} to {trained['period'][1]}" if trained["period"] else "")
         + f", within {', '.join(f'{value:.0f}' for value in manifest.domain['bounds'])} ({manifest.domain['crs']}).",
+        *([f"- Started from {trained['started_from']}"] if "started_from" in trained else []),
         f"- Inputs: {', '.join(spec.title for spec in manifest.inputs.values())}.",
         "",
         "## Limits",

@@ -1,7 +1,8 @@
 """The run folder of a training on a dataset: what it is determined by, and enough to repeat it.
 
     config.json        network, recipe, tasks, seed: written last, its presence makes the folder a run
-    data.json          where the dataset lies, SHA-256 of its files, which sites were left out and why
+    data.json          where the dataset lies, SHA-256 of its files (and of the weights that an encoder starts from),
+                       which sites were left out and why
     environment.json   versions and machine of every command that worked on it
     checkpoints/       one folder per stage; logs/ likewise
     predictions/       out-of-fold predictions (training.outoffold)
@@ -15,7 +16,7 @@ import hashlib
 import json
 import os
 import platform
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Set, Tuple, Type
 
@@ -75,6 +76,21 @@ class DataFile:
 
 
 @dataclass(frozen=True)
+class StartWeights:
+    """SatlasNet's checkpoint, which the encoder of one group starts from.
+
+    Attributes:
+        path: Where it lay.
+        group: The group.
+        file: The file.
+    """
+
+    path: str
+    group: str
+    file: DataFile
+
+
+@dataclass(frozen=True)
 class RunData:
     """What a run learned from.
 
@@ -82,16 +98,20 @@ class RunData:
         description: Path of ``dataset.json``.
         files: {path relative to the description: file}.
         sites: Counts: read, used, left out and why, labels by task and class.
+        satlas: Weights that an encoder starts from, if any.
     """
 
     description: str
     files: Dict[str, DataFile]
     sites: Dict[str, Any] = field(default_factory=dict)
+    satlas: Optional[StartWeights] = None
 
     @property
     def digest(self) -> str:
-        """One digest of all files."""
-        listed = sorted((name, file.sha256) for name, file in self.files.items())
+        """One digest of all files; places and time stamps do not count."""
+        listed: List[Tuple[str, ...]] = sorted((name, file.sha256) for name, file in self.files.items())
+        if self.satlas is not None:
+            listed.append(("satlas", self.satlas.group, self.satlas.file.sha256))
         return hashlib.sha256(json.dumps(listed).encode()).hexdigest()
 
 
@@ -148,12 +168,13 @@ def create(folder: Path, config: RunConfig, data: RunData, dataset: Dataset) -> 
     return Run(folder, config, data, dataset)
 
 
-def open_run(folder: Path, dataset_path: Optional[Path] = None) -> Run:
+def open_run(folder: Path, dataset_path: Optional[Path] = None, satlas_path: Optional[Path] = None) -> Run:
     """Open a run folder and check that its data are still the same.
 
     Args:
         folder: The folder.
         dataset_path: Where the dataset lies now, if not where it lay.
+        satlas_path: Where SatlasNet's checkpoint lies now, if not where it lay.
 
     Raises:
         InputError: If it is no run, of another version, or its data have changed; all changed files at once.
@@ -177,12 +198,37 @@ def open_run(folder: Path, dataset_path: Optional[Path] = None) -> Run:
         for name in sorted(set(now) | set(data.files))
         if name not in now or name not in data.files or now[name].sha256 != data.files[name].sha256
     ]
-    if problems:
-        raise InputError.of(problems)
+    data, weights_problems = _with_weights(folder, data, satlas_path)
+    if problems + weights_problems:
+        raise InputError.of(problems + weights_problems)
     return Run(folder, config, data, dataset)
 
 
-def check_settings(run: Run, recipe: Optional[Recipe], tasks: Sequence[str], seed: Optional[int]) -> None:
+def _with_weights(folder: Path, data: RunData, path: Optional[Path]) -> Tuple[RunData, List[Problem]]:
+    """The data with the place where the start's checkpoint lies now; problems if it is not the one of the run."""
+    if data.satlas is None:
+        if path is None:
+            return data, []
+        found = "was begun without SatlasNet's weights."
+        remedy = "Leave out --satlas, or begin another run with it."
+        return data, [Problem(f'Run folder "{folder}"', found, "A run keeps its start.", remedy)]
+    known, path = data.satlas, Path(data.satlas.path) if path is None else path
+    what = f'Checkpoint "{path}" of the run "{folder}"'
+    needed = f"A run needs the file that its {known.group} encoder was begun with, of SHA-256 {known.file.sha256}."
+    if not path.is_file():
+        remedy = "Put it back, or say where it lies now: --satlas FILE."
+        return data, [Problem(what, "there is no such file.", needed, remedy)]
+    now = digested(path, known.file)
+    if now.sha256 != known.file.sha256:
+        found = f"it is another file, of {now.bytes} bytes and SHA-256 {now.sha256}."
+        remedy = "Name that file with --satlas, or begin another run with this one."
+        return data, [Problem(what, found, needed, remedy)]
+    return replace(data, satlas=replace(known, path=str(path.resolve()))), []
+
+
+def check_settings(
+    run: Run, recipe: Optional[Recipe], tasks: Sequence[str], seed: Optional[int], satlas_group: str = ""
+) -> None:
     """Compare what a command asks for with what the run was begun with; None and empty ask for nothing.
 
     Raises:
@@ -195,6 +241,9 @@ def check_settings(run: Run, recipe: Optional[Recipe], tasks: Sequence[str], see
         differences.append(f"tasks are {', '.join(run.config.tasks)}, not {', '.join(tasks)}")
     if seed is not None and seed != run.config.seed:
         differences.append(f"seed is {run.config.seed}, not {seed}")
+    started = run.data.satlas.group if run.data.satlas is not None else "no group"
+    if satlas_group and satlas_group != started:
+        differences.append(f"{started} starts from SatlasNet's weights, not {satlas_group}")
     if differences:
         what = f'Run folder "{run.folder}"'
         found = f"was begun with another configuration: {'; '.join(differences[:10])}."
@@ -226,14 +275,18 @@ def files_of(dataset: Dataset, known: Optional[Dict[str, DataFile]] = None) -> D
         if not path.is_file():
             continue  # reading it will say so, with what is needed
         name = Path(os.path.relpath(path, root)).as_posix()
-        stat, before = path.stat(), (known or {}).get(name)
-        if before and (before.bytes, before.modified_ns) == (stat.st_size, stat.st_mtime_ns):
-            found[name] = before
-            continue
-        with path.open("rb") as source_file:
-            digest = hashlib.file_digest(source_file, "sha256").hexdigest()
-        found[name] = DataFile(digest, stat.st_size, stat.st_mtime_ns)
+        found[name] = digested(path, (known or {}).get(name))
     return found
+
+
+def digested(path: Path, before: Optional[DataFile] = None) -> DataFile:
+    """A file and its digest; it is not read again if its size and time are those of ``before``."""
+    stat = path.stat()
+    if before and (before.bytes, before.modified_ns) == (stat.st_size, stat.st_mtime_ns):
+        return before
+    with path.open("rb") as source_file:
+        digest = hashlib.file_digest(source_file, "sha256").hexdigest()
+    return DataFile(digest, stat.st_size, stat.st_mtime_ns)
 
 
 def _parts(path: Path) -> Set[Path]:
