@@ -20,6 +20,12 @@ from ..engine.manifest import InputSpec
 from ..engine.messages import RasterSource
 
 DEM_INPUT = "dem"
+EXACT = 3  # likeness of a name that is the input's or an alias, and nothing else
+
+_NAME_THE_BANDS = (
+    "Describe the bands in the file, or save each as a file named after its input (gdal_translate -b NUMBER); the name "
+    "of a file or layer counts for its first band only."
+)
 
 
 @dataclass(frozen=True)
@@ -145,7 +151,7 @@ def match_inputs(
         else:
             sources[DEM_INPUT] = RasterSource(source_path(dem), 1)
             names[DEM_INPUT] = dem.name()
-            usable = [band for band in usable if band.source.path != source_path(dem)]
+            usable = [band for band in usable if band.source != sources[DEM_INPUT]]
     wanted = {name: spec for name, spec in inputs.items() if not (name == DEM_INPUT and dem is not None)}
     found, more = match_bands(wanted, usable)
     sources.update({name: band.source for name, band in found.items()})
@@ -159,35 +165,74 @@ def match_inputs(
 def match_bands(
     inputs: Mapping[str, InputSpec], bands: Sequence[RasterBand]
 ) -> Tuple[Dict[str, RasterBand], Dict[str, Problem]]:
-    """Match bands to inputs by the words of their names. Returns what was found, and a problem for each other input."""
+    """Match bands to inputs by the words of their names. Returns what was found, and a problem for each other input.
+
+    A name that holds a longer alias of another input belongs to that one: "scene_red_edge_1" holds the word "red", but
+    is not the red band. No band serves two inputs.
+    """
     found: Dict[str, RasterBand] = {}
+    scores: Dict[str, int] = {}
     problems: Dict[str, Problem] = {}
+    aliases = [{name: _longest_alias(name, spec, band) for name, spec in inputs.items()} for band in bands]
     for name, spec in inputs.items():
-        scored = [(likeness(name, spec, band), band) for band in bands]
+        scored = [
+            (score, band)
+            for score, band, held in ((likeness(name, spec, band), band, held) for band, held in zip(bands, aliases))
+            if score == EXACT or not any(held[name] in other and held[name] != other for other in held.values())
+        ]
         best = max((score for score, _ in scored), default=0)
         matches = [band for score, band in scored if score == best and best > 0]
-        title = f"Input {name} ({spec.title})"
-        words = ", ".join(dict.fromkeys((name, *spec.aliases)))
         if not matches:
-            names = sorted({band.layer for band in bands})
-            listed = "; the layers are: " + ", ".join(f'"{layer}"' for layer in names) if names else ""
-            problems[name] = Problem(
-                title,
-                f"no layer was recognised by its name{listed}.",
-                f"A layer whose name, file name or band description contains one of these words is needed: {words}.",
-                "Add such a layer, or rename the right one.",
-            )
+            problems[name] = _not_recognised(name, spec, bands)
         elif len(matches) > 1:
             listed = ", ".join(f'"{band.layer}" band {band.source.band}' for band in matches)
             problems[name] = Problem(
-                title,
+                f"Input {name} ({spec.title})",
                 f"several layers fit equally well by name: {listed}.",
                 "Exactly one is needed.",
                 f'Leave the others out, or rename the right one to "{name}".',
             )
         else:
-            found[name] = matches[0]
+            found[name], scores[name] = matches[0], best
+    for name, others in _shared(found, scores).items():
+        band = found.pop(name)
+        problems[name] = Problem(
+            f"Input {name} ({inputs[name].title})",
+            f'the only layer that fits by name, "{band.layer}" band {band.source.band}, fits {" and ".join(others)} '
+            "as well.",
+            "A band of its own is needed for each input.",
+            _NAME_THE_BANDS,
+        )
     return found, problems
+
+
+def _shared(found: Mapping[str, RasterBand], scores: Mapping[str, int]) -> Dict[str, List[str]]:
+    """Return the inputs whose band fits another input as well or better, each with those inputs."""
+    shared = {}
+    for name, band in found.items():
+        others = [other for other in found if other != name and found[other].source == band.source]
+        if any(scores[other] >= scores[name] for other in others):
+            shared[name] = others
+    return shared
+
+
+def _not_recognised(name: str, spec: InputSpec, bands: Sequence[RasterBand]) -> Problem:
+    words = ", ".join(dict.fromkeys((name, *spec.aliases)))
+    layers: Dict[str, List[RasterBand]] = {}
+    for band in bands:
+        layers.setdefault(band.layer, []).append(band)
+    listed, unnamed = [], False
+    for layer, own in sorted(layers.items()):
+        nameless = sum(not band.names for band in own)
+        unnamed = unnamed or nameless > 0
+        text = f" ({len(own)} bands, {nameless} of them without a description)" if nameless else ""
+        listed.append(f'"{layer}"{text}')
+    return Problem(
+        f"Input {name} ({spec.title})",
+        f"no layer was recognised by its name{'; the layers are: ' + ', '.join(listed) if listed else ''}.",
+        f"A layer whose name, file name or band description contains one of these words is needed: {words}.",
+        _NAME_THE_BANDS if unnamed else "Add such a layer, or rename the right one.",
+    )
 
 
 def likeness(name: str, spec: InputSpec, band: RasterBand) -> int:
@@ -197,12 +242,20 @@ def likeness(name: str, spec: InputSpec, band: RasterBand) -> int:
     for text in band.names:
         words = words_of(text)
         if "".join(words) in ["".join(alias) for alias in aliases]:
-            score = max(score, 3)
+            score = max(score, EXACT)
         elif _contains(words, aliases[0]):
             score = max(score, 2)
         elif any(_contains(words, alias) for alias in aliases[1:]):
             score = max(score, 1)
     return score
+
+
+def _longest_alias(name: str, spec: InputSpec, band: RasterBand) -> str:
+    """Return the longest alias of an input that a band's names hold, its words written together; "" without one."""
+    texts = [words_of(text) for text in band.names]
+    aliases = [words_of(alias) for alias in (name, *spec.aliases)]
+    held = ["".join(alias) for alias in aliases if any(_contains(words, alias) for words in texts)]
+    return max(held, key=len, default="")
 
 
 def words_of(text: str) -> Tuple[str, ...]:

@@ -97,6 +97,59 @@ def test_a_band_is_found_by_its_description(tmp_path, qgis_app):
     assert found["nlcd"].source == RasterSource(path, 2)
 
 
+RED = InputSpec("continuous", "Sentinel-2 red (B04)", aliases=("b04", "red"))
+EDGES = {
+    f"red_edge_{n}": InputSpec("continuous", f"Sentinel-2 red edge {n}", aliases=(f"b0{n + 4}", f"rededge{n}"))
+    for n in (1, 2)
+}
+
+
+@pytest.mark.parametrize("style", ["{}", "scene_{}", "scene {} 2021", "sentinel2_{}_10m"])
+def test_a_name_that_holds_a_longer_alias_belongs_to_that_input(style):
+    inputs = {"red": RED, **EDGES}
+    bands = [band(style.format(name), f"/{name}.tif") for name in inputs]
+    found, problems = match_bands(inputs, bands)
+    assert problems == {}
+    assert {name: item.source.path for name, item in found.items()} == {name: f"/{name}.tif" for name in inputs}
+    # Without the red band, neither of the red edges stands in for it.
+    found, problems = match_bands(inputs, bands[1:])
+    assert set(found) == set(EDGES)
+    assert "no layer was recognised" in str(problems["red"])
+
+
+def test_no_band_serves_two_inputs():
+    green = InputSpec("continuous", "Sentinel-2 green (B03)", aliases=("b03",))
+    inputs = {"red": RED, "green": green}
+    stack = [band("red green composite", "/s.tif"), RasterBand("red green composite", RasterSource("/s.tif", 2), ())]
+    found, problems = match_bands(inputs, stack)
+    assert found == {}
+    assert '"red green composite" band 1, fits green as well' in str(problems["red"])
+    assert "Describe the bands" in str(problems["green"])
+    # A band that is named for one of them is that one's, whatever the file is called.
+    found, problems = match_bands(inputs, [band("green composite", "/s.tif", 1, "red")])
+    assert set(found) == {"red"}
+    assert "fits red as well" in str(problems["green"])
+
+
+def test_bands_without_description_are_named_as_the_reason():
+    stack = [band("composite", "/s.tif"), RasterBand("composite", RasterSource("/s.tif", 2), ())]
+    _, problems = match_bands({"red": RED}, stack)
+    assert 'the layers are: "composite" (2 bands, 1 of them without a description)' in str(problems["red"])
+    assert "Describe the bands in the file, or save each" in str(problems["red"])
+
+
+def test_further_bands_of_the_file_of_the_dem_can_be_other_inputs(tmp_path, qgis_app):
+    path = str(tmp_path / "all.tif")
+    dataset = gdal.GetDriverByName("GTiff").Create(path, 4, 4, 2)
+    dataset.GetRasterBand(2).SetDescription("nlcd")
+    dataset = None
+    layer = QgsRasterLayer(path, "all")
+    match = match_inputs(INPUTS, layer, [layer])
+    assert match.problems == []
+    assert match.sources == {"dem": RasterSource(path, 1), "nlcd": RasterSource(path, 2)}
+    assert match.unused == []
+
+
 def test_the_chosen_dem_needs_no_name_and_is_not_taken_twice(valley, qgis_app):
     dem = QgsRasterLayer(str(valley / "dem.tif"), "whatever")
     nlcd = QgsRasterLayer(str(valley / "nlcd.tif"), "nlcd")

@@ -9,6 +9,7 @@ import rasterio
 from rasterio.transform import Affine
 
 LEFT, TOP, PIXEL_M = 300005.0, 1700005.0, 10.0
+BANDS = ("red", "green", "blue", "red_edge_1", "red_edge_2", "red_edge_3", "nir", "swir_1", "swir_2")
 
 
 def write_rasters(folder: Path, height: int, width: int) -> dict:
@@ -28,8 +29,7 @@ def write_rasters(folder: Path, height: int, width: int) -> dict:
         paths[name] = path
 
     y, x = np.mgrid[:height, :width].astype(np.float64)
-    bands = ("red", "green", "blue", "red_edge_1", "red_edge_2", "red_edge_3", "nir", "swir_1", "swir_2")
-    for number, name in enumerate(bands, start=1):
+    for number, name in enumerate(BANDS, start=1):
         pattern = np.sin(x / (3.0 + number)) * np.cos(y / (9.0 - 0.5 * number) + number)
         values = (900.0 + 250.0 * number + 700.0 * pattern).astype(np.int16)
         if name == "red":
@@ -43,3 +43,15 @@ def write_rasters(folder: Path, height: int, width: int) -> dict:
     write("summer_warmth_index", (38.0 - 0.2 * slope).astype(np.float32), 5 * PIXEL_M, -9999.0)
     write("january_minimum_temperature", (-27.0 + 0.1 * slope).astype(np.float32), 5 * PIXEL_M, -9999.0)
     return paths
+
+
+def stack_bands(paths: dict, path: Path, descriptions: tuple = BANDS) -> None:
+    """Write the nine single bands into one file, in the order of ``BANDS``; empty descriptions are left out."""
+    with rasterio.open(paths["red"]) as first:
+        profile = {**first.profile, "count": len(BANDS)}
+    with rasterio.open(path, "w", **profile) as stack:
+        for number, name in enumerate(BANDS, start=1):
+            with rasterio.open(paths[name]) as single:
+                stack.write(single.read(1), number)
+            if descriptions[number - 1]:
+                stack.set_band_description(number, descriptions[number - 1])
