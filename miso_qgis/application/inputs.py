@@ -162,6 +162,27 @@ def match_inputs(
     return InputMatch(sources, names, problems, unused)
 
 
+def sources_of_choice(
+    inputs: Mapping[str, InputSpec], layers: Mapping[str, QgsRasterLayer]
+) -> Tuple[Dict[str, RasterSource], List[Problem]]:
+    """Return the band of each layer chosen for an input: the one recognised by its description, else the first.
+
+    A band that would be two inputs is a problem: a file of several bands was chosen whose descriptions say nothing.
+    """
+    sources = {}
+    for name, layer in layers.items():
+        bands = bands_of(layer) or [RasterBand(layer.name(), RasterSource(source_path(layer)), ())]
+        found = match_bands(inputs, bands)[0] if len(bands) > 1 else {}
+        sources[name] = found.get(name, bands[0]).source
+    problems = []
+    for name, source in sources.items():
+        others = [inputs[other].title for other in sources if other != name and sources[other] == source]
+        if others:
+            what = f'"{layers[name].name()}" band {source.band} is chosen for {" and ".join(others)} as well.'
+            problems.append(Problem(inputs[name].title, what, "Each input needs a band of its own.", _NAME_THE_BANDS))
+    return sources, problems
+
+
 def match_bands(
     inputs: Mapping[str, InputSpec], bands: Sequence[RasterBand]
 ) -> Tuple[Dict[str, RasterBand], Dict[str, Problem]]:

@@ -21,7 +21,7 @@ from qgis.PyQt.QtWidgets import QLabel, QWidget
 from ..application.areas import measure_area, transform_geometry
 from ..application.engine_environment import engine_status
 from ..application.folders import bundled_models
-from ..application.inputs import DEM_INPUT, RasterBand, bands_of, layer_problem, likeness
+from ..application.inputs import bands_of, layer_problem, match_bands
 from ..application.jobs import MISO_MODEL, MODELS, PROVIDERS, RF_MODEL, read_model
 from ..application.settings import read_setting, write_setting
 from ..engine.errors import MisoError, Problem
@@ -199,13 +199,14 @@ class MisoDock(QgsDockWidget):
         usable = [
             layer for layer in layers if layer_problem(layer) is None and not layer.customProperty(MODEL_PROPERTY)
         ]
+        owners = {band.source: layer for layer in usable for band in bands_of(layer)}
+        found, _ = match_bands(self._manifest.inputs, [band for layer in usable for band in bands_of(layer)])
         for name, combo in self._input_combos.items():
             current = combo.currentLayer()
             if self._chosen_by_hand.get(name) and current is not None:
                 continue
-            best = _best_layer(name, self._manifest.inputs[name], usable)
             with QSignalBlocker(combo):
-                combo.setLayer(best)
+                combo.setLayer(owners[found[name].source] if name in found else None)
 
     def _refresh_layers(self, *_: object) -> None:
         self._preselect()
@@ -389,17 +390,6 @@ class MisoDock(QgsDockWidget):
             self.presenter.compare(miso, rf, {model: row.threshold for model, row in self.thresholds.items()})
 
 
-def _best_layer(name: str, spec: InputSpec, layers: Sequence[QgsRasterLayer]) -> Optional[QgsRasterLayer]:
-    """Return the one layer that fits best by name; None if none or several do: then the user chooses."""
-    scored = []
-    for layer in layers:
-        first: RasterBand = bands_of(layer)[0]
-        scored.append((likeness(name, spec, first), layer))
-    best = max((score for score, _ in scored), default=0)
-    matches = [layer for score, layer in scored if score == best and best > 0]
-    return matches[0] if len(matches) == 1 else None
-
-
 def _model_text(manifest: Manifest) -> str:
     lines = [manifest.title]
     if manifest.simulated:
@@ -411,5 +401,5 @@ def _model_text(manifest: Manifest) -> str:
 
 def _input_text(name: str, spec: InputSpec) -> str:
     unit = f", in {spec.unit}" if spec.unit else ""
-    band = "first band" if name != DEM_INPUT else "first band, elevations"
-    return f"{spec.title}{unit}; {band}. Recognised by: {', '.join(dict.fromkeys((name, *spec.aliases)))}"
+    words = ", ".join(dict.fromkeys((name, *spec.aliases)))
+    return f"{spec.title}{unit}; the band described so, else the first. Recognised by: {words}"

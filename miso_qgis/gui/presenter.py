@@ -24,7 +24,7 @@ from qgis.PyQt.QtCore import QObject, pyqtSignal
 from ..application.areas import write_area
 from ..application.engine_client import EngineCommand, EngineRun
 from ..application.engine_environment import engine_command
-from ..application.inputs import is_simulated, layer_problem, source_path
+from ..application.inputs import is_simulated, layer_problem, source_path, sources_of_choice
 from ..application.jobs import (
     MISO_MODEL,
     MODELS,
@@ -120,6 +120,7 @@ class PanelPresenter(QObject):
         problems = model_problems(request.manifest, request.models)
         if not request.models:
             problems.append(Problem("Models", "none is chosen.", "", "Choose MISO, Random Forest, or both."))
+        usable = {}
         for name, spec in request.manifest.inputs.items():
             layer = request.layers.get(name)
             if layer is None:
@@ -134,7 +135,11 @@ class PanelPresenter(QObject):
                 )
             else:
                 problem = layer_problem(layer)
-                problems += [problem] if problem else []
+                if problem:
+                    problems.append(problem)
+                else:
+                    usable[name] = layer
+        problems += sources_of_choice(request.manifest.inputs, usable)[1]
         if request.area_is_missing:
             problems.append(
                 Problem("Area", "none is drawn or chosen.", "", "Draw one, choose a layer, or take the whole inputs.")
@@ -165,9 +170,11 @@ class PanelPresenter(QObject):
             self.ended.emit(error.problems)
             return
         threshold = request.thresholds[MISO_MODEL]
+        chosen = {name: layer for name, layer in request.layers.items() if layer is not None}
+        sources, _ = sources_of_choice(request.manifest.inputs, chosen)
         job = PredictJob(
             model=str(request.model),
-            inputs={n: RasterSource(source_path(layer)) for n, layer in request.layers.items() if layer is not None},
+            inputs=sources,
             output_dir=str(folder),
             aoi=area,
             crs=request.crs,

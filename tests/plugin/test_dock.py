@@ -22,6 +22,8 @@ from qgis.PyQt.QtCore import QPoint, Qt
 from qgis.PyQt.QtTest import QTest
 from qgis.PyQt.QtWidgets import QApplication
 
+from miso_qgis.application.inputs import sources_of_choice
+
 LEFT, RIGHT = Qt.MouseButton.LeftButton, Qt.MouseButton.RightButton
 NONE = Qt.KeyboardModifier.NoModifier
 
@@ -100,6 +102,34 @@ class TestInputs:
         assert chosen == layers
         assert dock.ui.inputsLabel.text() == "Ready: every input has a layer."
         assert dock.ui.runButton.isEnabled()
+
+    @pytest.mark.parametrize("described", [True, False])
+    def test_bands_of_one_file_are_inputs_by_their_descriptions(
+        self, dock, layers, valley, tiny_model, tmp_path, described
+    ):
+        path = str(tmp_path / "stack.tif")
+        gdal.BuildVRT(path + ".vrt", [str(valley / "nlcd.tif"), str(valley / "dem.tif")], separate=True)
+        stack = gdal.Translate(path, path + ".vrt", outputType=gdal.GDT_Float32)
+        for number, name in enumerate(("nlcd", "dem"), start=1):
+            stack.GetRasterBand(number).SetDescription(name if described else "")
+        stack = None
+        QgsProject.instance().removeAllMapLayers()
+        layer = QgsRasterLayer(path, "stack")
+        QgsProject.instance().addMapLayer(layer)
+        for combo in dock._input_combos.values():
+            assert combo.currentLayer() == (layer if described else None)
+            combo.setLayer(layer)
+        text = dock.ui.inputsLabel.text()
+        assert dock.ui.runButton.isEnabled() == described, text
+        if described:
+            dock.ui.areaCombo.setCurrentIndex(0)
+            inputs = dock.request().layers
+            sources, problems = sources_of_choice(dock.request().manifest.inputs, inputs)
+            assert {name: source.band for name, source in sources.items()} == {"dem": 2, "nlcd": 1}
+            assert problems == []
+        else:
+            assert '"stack" band 1 is chosen for' in text
+            assert "Describe the bands" in text
 
     def test_problems_are_listed_with_remedies_and_block_the_run(self, dock, layers):
         QgsProject.instance().removeMapLayer(layers["nlcd"])
