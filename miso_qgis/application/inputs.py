@@ -197,12 +197,13 @@ def match_bands(
     aliases = [{name: _longest_alias(name, spec, band) for name, spec in inputs.items()} for band in bands]
     for name, spec in inputs.items():
         scored = [
-            (score, band)
+            ((score, _aliases_held(name, spec, band)), band)
             for score, band, held in ((likeness(name, spec, band), band, held) for band, held in zip(bands, aliases))
             if score == EXACT or not any(held[name] in other and held[name] != other for other in held.values())
         ]
-        best = max((score for score, _ in scored), default=0)
-        matches = [band for score, band in scored if score == best and best > 0]
+        # "B04, red" holds two words of the red band, "B05, red edge" one: among bands that fit alike, more words win.
+        (best, words) = max((score for score, _ in scored), default=(0, 0))
+        matches = [band for score, band in scored if score == (best, words) and best > 0]
         if not matches:
             problems[name] = _not_recognised(name, spec, bands)
         elif len(matches) > 1:
@@ -277,6 +278,13 @@ def _longest_alias(name: str, spec: InputSpec, band: RasterBand) -> str:
     aliases = [words_of(alias) for alias in (name, *spec.aliases)]
     held = ["".join(alias) for alias in aliases if any(_contains(words, alias) for words in texts)]
     return max(held, key=len, default="")
+
+
+def _aliases_held(name: str, spec: InputSpec, band: RasterBand) -> int:
+    """Return how many of an input's different aliases a band's names hold."""
+    texts = [words_of(text) for text in band.names]
+    aliases = {words_of(alias) for alias in (name, *spec.aliases)}
+    return sum(any(_contains(words, alias) for words in texts) for alias in aliases)
 
 
 def words_of(text: str) -> Tuple[str, ...]:

@@ -33,6 +33,8 @@ from .threshold_row import ThresholdRow
 
 WHOLE, DRAWN, LAYER = "whole", "drawn", "layer"
 OUTPUT_SETTING = "output_folder"
+# Titles of inputs wrap; narrower than this they would stand one word a line.
+_LABEL_WIDTH_PX = 130
 
 
 class MisoDock(QgsDockWidget):
@@ -188,7 +190,10 @@ class MisoDock(QgsDockWidget):
             combo.setToolTip(_input_text(name, spec))
             combo.activated.connect(lambda _, name=name: self._chosen_by_hand.update({name: True}))
             combo.layerChanged.connect(self._check)
-            form.addRow(QLabel(spec.title, self.ui), combo)
+            label = QLabel(spec.title, self.ui)
+            label.setWordWrap(True)
+            label.setMinimumWidth(_LABEL_WIDTH_PX)
+            form.addRow(label, combo)
             self._input_combos[name] = combo
         self._preselect()
 

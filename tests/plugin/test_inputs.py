@@ -131,6 +131,18 @@ def test_no_band_serves_two_inputs():
     assert "fits red as well" in str(problems["green"])
 
 
+def test_among_bands_that_fit_alike_more_words_of_the_input_win():
+    inputs = {
+        "red": InputSpec("continuous", "Red", aliases=("b04",)),
+        "red_edge_1": InputSpec("continuous", "Red edge", aliases=("b05",)),
+    }
+    names = ("B05, red edge", "B04, red")
+    bands = [RasterBand("scene", RasterSource("scene.tif", n), (name,)) for n, name in enumerate(names, start=1)]
+    found, problems = match_bands(inputs, bands)
+    assert {name: band.source.band for name, band in found.items()} == {"red": 2, "red_edge_1": 1}
+    assert not problems
+
+
 def test_bands_without_description_are_named_as_the_reason():
     stack = [band("composite", "/s.tif"), RasterBand("composite", RasterSource("/s.tif", 2), ())]
     _, problems = match_bands({"red": RED}, stack)
