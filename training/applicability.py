@@ -8,7 +8,8 @@ upper whisker (third quartile and 1.5 times the interquartile range, at most the
 points, each measured against the points of *other* folds: as far as cross-validation has tried the model.
 
 Form in a model folder: ``manifest.applicability`` holds :meth:`TrainingSummary.to_json`, and beside the graphs lies
-``applicability.npy``, float32 (R, F): the reference points, standardised and weighted already. numpy and scipy only.
+``applicability.csv``, (R, F) with a line of names: the reference points, standardised and weighted already. It is text,
+because whoever reviews a plugin can read it. numpy and scipy only.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from miso_qgis.engine.errors import InputError, ModelFolderError
 FloatArray = NDArray[np.float64]
 
 FORM = 1
-FILE = "applicability.npy"
+FILE = "applicability.csv"
 REFERENCES = 3000
 WHISKER = 1.5
 _BLOCK = 1000
@@ -229,10 +230,11 @@ def inside(summary: TrainingSummary, index: FloatArray) -> NDArray[np.bool_]:
 
 
 def save(summary: TrainingSummary, folder: Path) -> Dict[str, Any]:
-    """Write ``applicability.npy`` into a model folder, whole or not at all; returns the manifest's entry."""
+    """Write ``applicability.csv`` into a model folder, whole or not at all; returns the manifest's entry."""
     path = Path(folder) / FILE
-    part = path.with_name(".applicability.part.npy")
-    np.save(part, summary.references, allow_pickle=False)
+    part = path.with_name(".applicability.part.csv")
+    # Nine digits bring a float32 back as it was.
+    np.savetxt(part, summary.references, fmt="%.9g", delimiter=",", header=",".join(summary.names), comments="")
     os.replace(part, path)
     return summary.to_json()
 
@@ -247,8 +249,11 @@ def load(entry: Mapping[str, Any], folder: Path) -> TrainingSummary:
     try:
         if entry.get("form") != FORM:
             raise ValueError(f"form {entry.get('form')!r} is not {FORM}")
-        references = np.load(path, allow_pickle=False)
         names = tuple(str(name) for name in entry["features"])
+        with path.open(encoding="utf-8") as file:
+            if file.readline().rstrip("\n") != ",".join(names):
+                raise ValueError(f"{FILE} names other features than the manifest")
+            references = np.loadtxt(file, dtype=np.float32, delimiter=",", ndmin=2)
         if references.shape != (entry["reference_count"], len(names)):
             raise ValueError(f"{FILE} holds {references.shape}, not ({entry['reference_count']}, {len(names)})")
         mean, sd, weight = (np.asarray(entry[key], dtype=np.float64) for key in ("mean", "sd", "weight"))
